@@ -1,0 +1,331 @@
+"""The only door to NumPy: the array functions that the specification may use, differentiated by autograd.
+
+The rest of the specification writes `from refpeft import arrays as np`. Each function here works on three kinds of
+array: `numpy.ndarray`, the boxes that autograd traces, and foreign arrays that answer NumPy's protocols
+(`__array_ufunc__`, `__array_function__`), such as CuPy's, once they are announced with `register`.
+
+Why not autograd's own functions: several of their gradients widen float32 to float64 (`mean`, `max`, `where`, `**`), and
+others pass through host memory (`sum` adds a host array, `concatenate` views its result as ndarray, indexing scatters
+with `numpy.add.at`). The primitives below keep the dtype and the device of what they are given, gradients included.
+Elementwise `+ - * / @`, comparisons, `exp`, `log`, `sqrt` and `square` have no such fault and are autograd's.
+
+How others differ: torch and JAX bring this layer with them; here it is what makes one readable text run in float32,
+float64, long double, on a GPU, and under simulated rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+import autograd.numpy as _traced
+import numpy as _numpy
+from autograd.core import make_vjp as _make_vjp
+from autograd.extend import VSpace, defvjp, defvjp_argnums
+from autograd.extend import primitive as _primitive
+from autograd.numpy.numpy_boxes import ArrayBox
+from autograd.tracer import getval as _getval
+
+if TYPE_CHECKING:
+    Array: TypeAlias = _numpy.ndarray[Any, _numpy.dtype[Any]]
+    """An ndarray, a box of autograd, or a registered foreign array. Static checkers see an ndarray."""
+else:
+    from typing import Protocol, runtime_checkable
+
+    @runtime_checkable
+    class Array(Protocol):
+        """An ndarray, a box of autograd, or a registered foreign array. Static checkers see an ndarray."""
+
+        shape: tuple
+        ndim: int
+        dtype: Any
+
+
+Parameters: TypeAlias = Mapping[str, Array]
+"""Arrays by name: HF's parameter names for what is trained, refpeft's canonical names for the frozen base."""
+
+# ---------------------------------------------------------------- elementwise: autograd's own keep dtype and device
+
+exp: Callable[[Array], Array] = _traced.exp
+log: Callable[[Array], Array] = _traced.log
+sqrt: Callable[[Array], Array] = _traced.sqrt
+square: Callable[[Array], Array] = _traced.square
+reshape: Callable[[Array, Sequence[int]], Array] = _traced.reshape
+swapaxes: Callable[[Array, int, int], Array] = _traced.swapaxes
+transpose: Callable[[Array, Sequence[int]], Array] = _traced.transpose
+
+# ---------------------------------------------------------------- primitives with their own gradients
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def primitive(function: _Function) -> _Function:
+    """A function that autograd records as one operation; its gradient is given by `defvjp` after it."""
+    return cast("_Function", _primitive(function))
+
+
+@primitive
+def tanh(x: Array) -> Array:
+    """Hyperbolic tangent. Its gradient uses the answer, 1 − tanh², where autograd's divides by an overflowing cosh²."""
+    return _numpy.tanh(x)
+
+
+defvjp(tanh, lambda ans, x: lambda g: g * (1 - ans * ans))
+
+
+def _unreduced(reduced: Array, like: Array, axis: int | tuple[int, ...] | None, keepdims: bool) -> Array:
+    """`reduced`, stretched back over the axes that a reduction of `like` removed."""
+    if not keepdims and axis is not None:
+        axes = (axis,) if isinstance(axis, int) else axis
+        axes = tuple(a % like.ndim for a in axes)
+        reduced = _numpy.reshape(reduced, tuple(1 if a in axes else n for a, n in enumerate(like.shape)))
+    return _numpy.broadcast_to(reduced, like.shape)
+
+
+@primitive
+def sum(x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:  # noqa: A001
+    """Sum over `axis`."""
+    return cast("Array", _numpy.sum(x, axis=axis, keepdims=keepdims))
+
+
+defvjp(sum, lambda ans, x, axis=None, keepdims=False: lambda g: _unreduced(g, x, axis, keepdims))
+
+
+@primitive
+def mean(x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
+    """Arithmetic mean over `axis`."""
+    return cast("Array", _numpy.mean(x, axis=axis, keepdims=keepdims))
+
+
+def _mean_gradient(
+    ans: Array, x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+) -> Callable[[Array], Array]:
+    count = x.size // max(ans.size, 1)
+    return lambda g: _unreduced(g / count, x, axis, keepdims)
+
+
+defvjp(mean, _mean_gradient)
+
+
+@primitive
+def constant_max(x: Array, axis: int) -> Array:
+    """Maximum over `axis`, kept as an axis of size one and treated as a constant by differentiation.
+
+    It serves to shift a softmax, whose value does not depend on the shift: the exact gradient through it is zero.
+    """
+    return cast("Array", _numpy.max(x, axis=axis, keepdims=True))
+
+
+defvjp(constant_max, lambda ans, x, axis: lambda g: _numpy.zeros_like(x))
+
+
+def _summed_to(x: Array, shape: tuple[int, ...]) -> Array:
+    """The gradient of broadcasting an array of `shape`: `x` summed over the axes that were stretched."""
+    x = _numpy.sum(x, axis=tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
+    stretched = tuple(axis for axis, size in enumerate(shape) if size == 1 and x.shape[axis] != 1)
+    return _numpy.sum(x, axis=stretched, keepdims=True) if stretched else x
+
+
+@primitive
+def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
+    """`x` repeated to `shape` by NumPy's broadcasting rules; the gradient is summed back over the copies."""
+    return _numpy.broadcast_to(x, tuple(shape))
+
+
+defvjp(broadcast_to, lambda ans, x, shape: lambda g: _summed_to(g, x.shape))
+
+
+@primitive
+def where(condition: Array, x: Array | float, y: Array | float) -> Array:
+    """`x` where `condition` holds, else `y`. Python scalars take the dtype of the other branch."""
+    return _numpy.where(condition, x, y)
+
+
+defvjp(
+    where,
+    lambda ans, condition, x, y: lambda g: _summed_to(_numpy.where(condition, g, 0), _numpy.shape(x)),
+    lambda ans, condition, x, y: lambda g: _summed_to(_numpy.where(condition, 0, g), _numpy.shape(y)),
+    argnums=(1, 2),
+)
+
+
+@primitive
+def _concatenate(axis: int, *arrays: Array) -> Array:
+    return _numpy.concatenate(arrays, axis=axis)
+
+
+def _concatenate_gradients(argnums: Sequence[int], ans: Array, args: Sequence[Any], kwargs: Any) -> Any:
+    axis, arrays = args[0], args[1:]
+    before = (slice(None),) * (axis % arrays[0].ndim)
+    starts = [0]
+    for array in arrays:
+        starts.append(starts[-1] + array.shape[axis])
+    return lambda g: [g[(*before, slice(starts[i - 1], starts[i]))] for i in argnums]
+
+
+defvjp_argnums(_concatenate, _concatenate_gradients)
+
+
+def concatenate(arrays: Sequence[Array], axis: int) -> Array:
+    """The arrays one after the other along an existing `axis`."""
+    return _concatenate(axis, *arrays)
+
+
+@primitive
+def unstack(x: Array) -> tuple[Array, ...]:
+    """The entries of `x` along its first axis, as a tuple."""
+    return tuple(x[i] for i in range(x.shape[0]))
+
+
+defvjp(
+    unstack, lambda ans, x: lambda g: _numpy.concatenate([_numpy.expand_dims(part, 0) for part in g], axis=0)
+)
+
+
+@primitive
+def take_rows(table: Array, ids: Array) -> Array:
+    """Rows of a (rows, columns) table: the result has the shape of `ids` with `columns` appended.
+
+    The gradient is a product with a one-hot matrix, so that it stays on the array's device. The tables trained here
+    have at most a few hundred rows; the frozen vocabulary table never needs it.
+    """
+    return cast("Array", table[ids])
+
+
+def _take_rows_gradient(ans: Array, table: Array, ids: Array) -> Callable[[Array], Array]:
+    def gradient(g: Array) -> Array:
+        rows = arange(table.shape[0], like=table)
+        one_hot = (_numpy.reshape(ids, (-1,)) == rows[:, None]).astype(g.dtype)  # (rows, ids)
+        return cast("Array", one_hot @ _numpy.reshape(g, (-1, table.shape[1])))
+
+    return gradient
+
+
+defvjp(take_rows, _take_rows_gradient)
+
+
+@primitive
+def pick(x: Array, index: Array) -> Array:
+    """One entry of the last axis of `x` for each entry of `index`: shape (…, classes), (…) -> (…)."""
+    return cast("Array", _numpy.take_along_axis(x, index[..., None], axis=-1)[..., 0])
+
+
+def _pick_gradient(ans: Array, x: Array, index: Array) -> Callable[[Array], Array]:
+    return lambda g: _numpy.where(arange(x.shape[-1], like=x) == index[..., None], g[..., None], 0)
+
+
+defvjp(pick, _pick_gradient)
+
+
+@primitive
+def cast_to(x: Array, dtype: Any) -> Array:
+    """`x` in another floating-point format; its gradient is cast back."""
+    return x.astype(dtype)
+
+
+defvjp(cast_to, lambda ans, x, dtype: lambda g: g.astype(x.dtype))
+
+# ---------------------------------------------------------------- arrays that nothing is differentiated through
+
+
+def arange(stop: int, like: Array) -> Array:
+    """The integers 0 … stop−1 (int64), where `like` lives."""
+    return _numpy.arange(stop, dtype=_numpy.int64, like=cast("Any", _getval(like)))
+
+
+def full(shape: Sequence[int], value: float, dtype: Any, like: Array) -> Array:
+    """An array of one value, where `like` lives."""
+    return _numpy.full_like(cast("Any", _getval(like)), value, dtype=dtype, shape=tuple(shape))
+
+
+def value_of(x: Any) -> Any:
+    """What a box of autograd holds; anything else unchanged."""
+    return _getval(x)
+
+
+def most_negative(dtype: Any) -> float:
+    """The most negative finite number of a floating-point format: what HF's eager mask adds to hide a key."""
+    return float(_numpy.finfo(dtype).min) if _numpy.dtype(dtype).itemsize <= 8 else -1e4932  # long double
+
+
+def value_and_grad(
+    function: Callable[[Any], Array], parameters: Parameters
+) -> tuple[Array, dict[str, Array]]:
+    """The value of a scalar function of a dictionary of arrays, and its gradient as a dictionary of the same keys.
+
+    A parameter that the value does not depend on gets zeros. The gradient has each parameter's shape and dtype.
+    """
+    plain = dict(parameters)
+    backward, value = _make_vjp(function, plain)
+    gradient = backward(_numpy.ones_like(_getval(value)))
+    return value, {name: gradient[name] for name in plain}
+
+
+# ---------------------------------------------------------------- foreign arrays
+
+
+class _ForeignSpace(VSpace):  # type: ignore[misc]  # autograd is untyped
+    """What autograd asks about a foreign array: how to make zeros and ones like it."""
+
+    def __init__(self, value: Any) -> None:
+        self._like = value
+        self.shape, self.dtype = value.shape, value.dtype
+
+    @property
+    def size(self) -> int:
+        return int(_numpy.prod(self.shape))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ForeignSpace) and (self.shape, self.dtype) == (other.shape, other.dtype)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def zeros(self) -> Any:
+        return _numpy.zeros_like(self._like)
+
+    def ones(self) -> Any:
+        return _numpy.ones_like(self._like)
+
+    def _mut_add(self, x: Any, y: Any) -> Any:
+        return x + y
+
+
+def register(array_type: type) -> None:
+    """Let autograd trace arrays of a foreign type (CuPy's, or one that rounds after each operation).
+
+    The type must answer `__array_ufunc__` and `__array_function__`, and return `NotImplemented` from the former for
+    operands it does not know, so that autograd's boxes get their turn.
+    """
+    ArrayBox.register(array_type)
+    VSpace.register(array_type, _ForeignSpace)
+
+
+__all__ = [
+    "Array",
+    "Parameters",
+    "arange",
+    "broadcast_to",
+    "cast_to",
+    "concatenate",
+    "constant_max",
+    "exp",
+    "full",
+    "log",
+    "mean",
+    "most_negative",
+    "pick",
+    "primitive",
+    "register",
+    "reshape",
+    "sqrt",
+    "square",
+    "sum",
+    "swapaxes",
+    "take_rows",
+    "tanh",
+    "transpose",
+    "unstack",
+    "value_and_grad",
+    "value_of",
+    "where",
+]

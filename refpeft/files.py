@@ -1,0 +1,92 @@
+"""Reading a small JSON file that somebody else wrote; writing a file so that no reader sees half of it."""
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from refpeft.errors import ConfigError
+
+MAXIMUM_JSON_BYTES = 10_000_000
+"""A configuration is a few kilobytes; a larger file is something else, and is not parsed."""
+
+
+def read_json_object(path: Path, what: str) -> dict[str, Any]:
+    """Read the JSON object in the file at `path`; `what` says in messages what it holds ("the adapter's …").
+
+    Of a key that stands twice the last value counts, as with Python's `json`.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, larger than 10 MB, not UTF-8, not JSON (with line and
+            column), holds a number that JSON does not have (NaN, Infinity, 1e999), or its outermost value is
+            not an object.
+    """
+    text = _read_text(path, what)
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"'{path}' is not valid JSON: {error.msg}, line {error.lineno}, column {error.colno}. "
+            f"Correct {what} there, or write it anew."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"'{path}' cannot be used: {error}. Correct {what} there.") from error
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"'{path}' must hold a JSON object ({{…}}) with {what}, not a {type(value).__name__}."
+        )
+    return value
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to the file at `path`: whoever opens it finds the old contents or the new, never a part.
+
+    The bytes go to a temporary name in the same directory, which then replaces `path` in one operation of the
+    file system. If anything fails, `path` is as it was and the temporary file is gone.
+
+    Raises:
+        OSError: the directory is missing or cannot be written to, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _read_text(path: Path, what: str) -> str:
+    if not path.is_file():
+        reason = "that directory has no such file" if path.parent.is_dir() else "there is no such directory"
+        raise ConfigError(
+            f"Can't find '{path.name}' at '{path.parent}': {reason}. Give the directory that holds {what}."
+        )
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAXIMUM_JSON_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"Can't read '{path}': {error.strerror}.") from error
+    if len(data) > MAXIMUM_JSON_BYTES:
+        raise ConfigError(f"'{path}' is larger than 10 MB, which {what} never is. Is it another file?")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"'{path}' is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}. Save {what} as UTF-8."
+        ) from error
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if value in {float("inf"), float("-inf")}:
+        raise ValueError(f"{text} is too large a number")
+    return value

@@ -1,0 +1,72 @@
+"""Attention masks: how the caller's 2-D mask is extended, and which key each query sees.
+
+Follows HF peft 0.21.2 `peft_model.py` (`PeftModelForCausalLM.forward`) and transformers 5.23.0 `masking_utils.py`
+(`create_causal_mask`, `eager_mask`).
+"""
+
+from __future__ import annotations
+
+import numpy
+from jaxtyping import Bool, Float, Shaped
+
+from refpeft import arrays as np
+from refpeft.arrays import Array
+from refpeft.steps import step
+
+
+def prepare_attention_mask(
+    batch_size: int, attention_mask: Shaped[Array, "batch tokens"] | None, num_virtual_tokens: int
+) -> Float[Array, "batch key"]:
+    """The mask over virtual and real tokens together; without a mask, ones over the virtual tokens alone.
+
+    Forward keeps a None mask None (clause MK-2); this function, for callers who build the cache themselves, answers
+    None with what is known without the text: ones of shape (batch, virtual).
+    """
+    if attention_mask is None:
+        return numpy.ones((batch_size, num_virtual_tokens), dtype=numpy.float32)
+    return extend_attention_mask(attention_mask, num_virtual_tokens)
+
+
+@step(
+    "inputs.attention_mask",
+    clause="MK-1",
+    axes="batch key",
+    kind="exact",
+    source="peft peft_model.py PeftModelForCausalLM.forward",
+)
+def extend_attention_mask(
+    attention_mask: Shaped[Array, "batch tokens"], num_virtual_tokens: int
+) -> Float[Array, "batch key"]:
+    """Ones for the virtual tokens, then the caller's mask: shape (batch, virtual + tokens).
+
+    Dtype: float32 (torch's promotion of `torch.ones` with an integer, boolean or half mask), float64 if the mask was.
+    How others differ: with left padding the virtual tokens stay at the far left, before the padding. Not extending the
+    mask hides the last tokens; extending it twice, or at each decoding step, shifts it.
+    """
+    dtype = numpy.float64 if attention_mask.dtype == numpy.float64 else numpy.float32
+    ones = np.full((attention_mask.shape[0], num_virtual_tokens), 1, dtype, like=attention_mask)
+    return np.concatenate([ones, attention_mask.astype(dtype)], axis=1)
+
+
+@step(
+    "decoder.visible",
+    clause="MK-3",
+    axes="batch query key",
+    kind="exact",
+    source="transformers masking_utils.py create_causal_mask",
+)
+def causal_visibility(
+    attention_mask: Float[Array, "batch key"] | None, batch_size: int, queries: int, keys: int, like: Array
+) -> Bool[Array, "batch query key"]:
+    """Which keys each query sees: those not after it, and not masked.
+
+    Query i stands at key position `keys − queries + i`, so every prefix slot is visible to every query, and the causal
+    triangle is aligned to the bottom right. A masked *query* still attends; only masked *keys* are hidden.
+    How others differ: a triangle aligned to the top left (`tril` of queries × keys) hides the prefix's last slots
+    from the first queries.
+    """
+    position = np.arange(queries, like=like)[:, None] + (keys - queries)  # (query, 1)
+    causal = np.arange(keys, like=like)[None, :] <= position  # (query, key)
+    if attention_mask is None:
+        return np.broadcast_to(causal, (batch_size, queries, keys))
+    return np.where((attention_mask != 0)[:, None, :], causal, False)

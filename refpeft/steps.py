@@ -1,0 +1,137 @@
+"""What a step is: a decision that a port can get wrong, as a small function with a name and a clause label.
+
+    @step("prefix.key", clause="PX-2", stage="prefix.layers.{layer}.key", axes="batch kv_heads virtual head_dim")
+    def key(rows, layer): ...
+
+One mechanism, four uses: the body is the *definition* that people read; inside `recording()` each step's result is
+kept under the name of its *stage*; inside `replaced({...})` another function takes a step's place (a *mutant*, or a
+faster *kernel*). Both live in context variables, so threads do not meet and nothing is patched.
+
+A stage's name is its step's template filled in with the current scope, e.g. `prefix.layers.{layer}.key` within
+`scope(layer=0)` gives `prefix.layers.0.key`. Stage names are public and never change.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, ParamSpec, TypeVar, cast
+
+from refpeft.arrays import value_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Kind = Literal["exact", "elementary", "composite"]
+"""How far apart two right answers may be: not at all; one rounding; a derived budget (clause JG-2)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of the table of steps."""
+
+    name: str
+    """The step's name, the same for every layer: what `replaced` takes."""
+    clause: str
+    """The label of the clause in specs/ that this step implements."""
+    stage: str
+    """Template of the stage's name; `{stack}` and `{layer}` come from the scope. Empty: replaceable, not recorded."""
+    kind: Kind
+    """The class of the result, by provenance."""
+    axes: tuple[str, ...]
+    """Names of the result's axes, from the one axis alphabet of specs/notation.md."""
+    source: str
+    """Where HF computes this: file and function, transformers 5.23.0 and peft 0.21.2."""
+    definition: Callable[..., Any]
+    """The body, undecorated."""
+
+
+STEPS: dict[str, Step] = {}
+"""Every step by name, in the order of definition."""
+
+_recorder: ContextVar[dict[str, Any] | None] = ContextVar("refpeft_recorder", default=None)
+_replacements: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("refpeft_replacements")
+_scope: ContextVar[Mapping[str, object]] = ContextVar("refpeft_scope")
+_NOTHING: Mapping[str, Any] = {}
+
+
+def step(
+    name: str, *, clause: str, axes: str, stage: str | None = None, kind: Kind = "composite", source: str = ""
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Enter a function in the table of steps (see the module's docstring). A doubled name is a mistake."""
+
+    def enter(function: Callable[P, R]) -> Callable[P, R]:
+        if name in STEPS:
+            raise ValueError(f"two steps are named {name!r}: {STEPS[name].definition} and {function}")
+        entry = Step(
+            name, clause, name if stage is None else stage, kind, tuple(axes.split()), source, function
+        )
+        STEPS[name] = entry
+
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            replacement = _replacements.get(_NOTHING).get(name)
+            result = cast("R", replacement(*args, **kwargs)) if replacement else function(*args, **kwargs)
+            stages = _recorder.get()
+            if stages is not None and entry.stage:
+                stages[entry.stage.format_map(_scope.get(_NOTHING))] = value_of(result)
+            return result
+
+        return run
+
+    return enter
+
+
+@contextmanager
+def scope(**variables: object) -> Iterator[None]:
+    """What fills the placeholders of stage names inside: `with scope(stack="decoder", layer=3):`. Scopes nest."""
+    token = _scope.set({**_scope.get(_NOTHING), **variables})
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+@contextmanager
+def recording() -> Iterator[dict[str, Any]]:
+    """Collect the result of each step run inside, by stage name, in the order of computation, unboxed from autograd.
+
+    A recording inside another collects for itself only.
+    """
+    stages: dict[str, Any] = {}
+    token = _recorder.set(stages)
+    try:
+        yield stages
+    finally:
+        _recorder.reset(token)
+
+
+@contextmanager
+def replaced(replacements: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Run other functions in the place of the named steps. Nested replacements add up; the inner one wins.
+
+    A replacement that wants the original calls `definition(name)`.
+
+    Raises:
+        KeyError: a name that is no step, with the names that are near it.
+    """
+    for name in replacements:
+        definition(name)
+    token = _replacements.set({**_replacements.get(_NOTHING), **replacements})
+    try:
+        yield
+    finally:
+        _replacements.reset(token)
+
+
+def definition(name: str) -> Callable[..., Any]:
+    """The defining function of a step, whatever replaces it now."""
+    if name not in STEPS:
+        import difflib
+
+        near = difflib.get_close_matches(name, STEPS) or sorted(STEPS)
+        raise KeyError(f"no step is named {name!r}; did you mean: {', '.join(near)}?")
+    return STEPS[name].definition

@@ -1,0 +1,63 @@
+"""safetensors files, read and written with the errors that a person can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from refpeft.errors import CheckpointError
+from refpeft.files import write_atomically
+
+FLOATING = ("float64", "float32", "float16", "bfloat16")
+"""The floating-point formats that weights may be stored in."""
+
+
+def read_tensors(path: Path, what: str) -> dict[str, NDArray[Any]]:
+    """Every tensor of a safetensors file by name; bfloat16 comes as `ml_dtypes.bfloat16`.
+
+    `what` says in messages what the file holds ("the base model's weights").
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or its header is damaged or lies about the data.
+    """
+    import ml_dtypes  # noqa: F401  (gives NumPy the name "bfloat16", which safetensors asks for)
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"Can't find '{path.name}' at '{path.parent}', which holds {what}.")
+    try:
+        with safe_open(str(path), framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"'{path}' cannot be read as safetensors ({error}). The file of {what} is truncated or damaged: "
+            "copy or write it again."
+        ) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named arrays as a safetensors file, all or nothing (`refpeft.files.write_atomically`)."""
+    from safetensors.numpy import save
+
+    plain = {name: numpy.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    shaped = {name: plain[name].reshape(numpy.shape(tensor)) for name, tensor in tensors.items()}
+    write_atomically(path, save(shaped, metadata=dict(metadata) if metadata else None))
+
+
+def require_finite(tensor: NDArray[Any], name: str, path: Path) -> None:
+    """Refuse weights that are NaN or infinite, saying which and where.
+
+    Raises:
+        CheckpointError: some entry is not finite.
+    """
+    finite = numpy.isfinite(tensor.astype(numpy.float64) if tensor.dtype.itemsize < 4 else tensor)
+    if not finite.all():
+        first = tuple(int(i) for i in numpy.argwhere(~finite)[0])
+        raise CheckpointError(
+            f"'{name}' in '{path}' holds {int((~finite).sum())} NaN or infinite values, the first at index {first}: "
+            f"{tensor[first]}. Weights must be finite; look at how the file was made."
+        )

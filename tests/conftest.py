@@ -1,0 +1,13 @@
+"""Shapes and dtypes are executed: every annotation of refpeft is checked by beartype while the tests run."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+install_import_hook("refpeft", "beartype.beartype")
+
+_SETTINGS = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=20, **_SETTINGS)
+settings.register_profile("deep", max_examples=200, **_SETTINGS)
+settings.load_profile(os.environ.get("REFPEFT_HYPOTHESIS", "quick"))
