@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from refpeft.errors import ConfigError
 from refpeft.files import read_json_object, write_atomically
@@ -193,9 +193,9 @@ class PromptLearningConfig(ABC):
     def _check_as_hf(self) -> None:
         """What HF checks in the class of one method, in HF's order and words (CF-2)."""
 
-    def _fill_in_own(self, base: Mapping[str, Any]) -> Self:
-        """The part of `fill_in` that only one method has."""
-        return self
+    def _own_sizes(self, base: Mapping[str, Any]) -> dict[str, int]:
+        """The sizes that `fill_in` sets for one method only, once the common ones are there."""
+        return {}
 
     @property
     def is_prompt_learning(self) -> bool:
@@ -396,14 +396,14 @@ class PrefixTuningConfig(PromptLearningConfig):
     def _check_as_hf(self) -> None:
         """HF checks nothing more."""
 
-    def _fill_in_own(self, base: Mapping[str, Any]) -> Self:
+    def _own_sizes(self, base: Mapping[str, Any]) -> dict[str, int]:
         """Steps 2 and 3 of `fill_in`."""
-        filled = self
+        token_dim, heads = self._known("fill_in", "token_dim", "num_attention_heads")
         if "num_key_value_heads" in base:
-            token_dim, query_heads = self._known("fill_in", "token_dim", "num_attention_heads")
-            heads, head_dim = _key_value_heads(base, token_dim // query_heads)
-            filled = replace(self, token_dim=head_dim * heads, num_attention_heads=heads)
-        return replace(filled, encoder_hidden_size=filled.required_encoder_hidden_size())
+            heads, head_dim = _key_value_heads(base, token_dim // heads)
+            token_dim = head_dim * heads
+        hidden = token_dim if self.encoder_hidden_size is None else self.encoder_hidden_size
+        return {"token_dim": token_dim, "num_attention_heads": heads, "encoder_hidden_size": hidden}
 
     def required_encoder_hidden_size(self) -> int:
         """`encoder_hidden_size` if given, else `token_dim` (CF-4).
@@ -483,7 +483,8 @@ def fill_in(config: Config, base_config: Mapping[str, Any]) -> Config:
     3. For prefix tuning, encoder_hidden_size = token_dim.
     4. num_transformer_submodules = 2 if task_type is SEQ_2_SEQ_LM, else 1.
 
-    Filling in twice changes nothing more.
+    Filling in twice changes nothing more, unless the base model has a `per_layer_config` but no `head_dim`:
+    the second time, as in HF, the width of a head is computed from the sizes of the first.
 
     Source: `_prepare_prompt_learning_config` in peft 0.21.2, `peft/utils/other.py`; step 4 is in
     `PeftModel._setup_prompt_encoder`, `peft/peft_model.py`.
@@ -508,7 +509,8 @@ def fill_in(config: Config, base_config: Mapping[str, Any]) -> Config:
     }
     if config.num_transformer_submodules is None:
         sizes["num_transformer_submodules"] = 2 if config.task_type == "SEQ_2_SEQ_LM" else 1
-    return replace(config, **sizes)._fill_in_own(base)
+    config = replace(config, **sizes)
+    return replace(config, **config._own_sizes(base))
 
 
 def _first_present(name: str, keys: tuple[str, ...], base: Mapping[str, Any]) -> Any:

@@ -251,7 +251,8 @@ def get_peft_model(base: BaseModel, config: PromptLearningConfig, seed: int = 0)
     assert isinstance(config, PromptTuningConfig)  # noqa: S101  (the two classes there are)
 
     def word_embeddings(ids: Array) -> Array:
-        return embed_tokens(like, ids[None, :])[0]
+        rows: Array = embed_tokens(like, ids[None, :])[0]
+        return rows
 
     return PeftModel(
         base,

@@ -87,7 +87,7 @@ def step(
 
 @contextmanager
 def scope(**variables: object) -> Iterator[None]:
-    """What fills the placeholders of stage names inside: `with scope(stack="decoder", layer=3):`. Scopes nest."""
+    """Name the layer, the stack, … in which steps run, for their stages: `with scope(layer=3):`. Scopes nest."""
     token = _scope.set({**_scope.get(_NOTHING), **variables})
     try:
         yield

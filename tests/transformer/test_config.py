@@ -179,13 +179,17 @@ def test_fill_in_sees_the_defaults() -> None:
         ({"dtype": 16}, "dtype of the base model must be a string or None, not 16 (int)."),
         (
             {"add_cross_attention": True},
-            "add_cross_attention of the base model is not supported: refpeft's GPT-2 is a decoder alone, without "
-            "cross-attention.",
+            (
+                "add_cross_attention of the base model is not supported: "
+                "refpeft's GPT-2 is a decoder alone, without cross-attention."
+            ),
         ),
         (
             {"reorder_and_upcast_attn": True},
-            "reorder_and_upcast_attn of the base model is not supported: HF then computes scores and softmax in "
-            "float32, refpeft in its working precision; set it to false, which changes rounding only.",
+            (
+                "reorder_and_upcast_attn of the base model is not supported: HF then computes scores and softmax "
+                "in float32, refpeft in its working precision; set it to false, which changes rounding only."
+            ),
         ),
         (
             {"per_layer_config": {"0": {"n_head": 1}}},
