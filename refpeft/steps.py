@@ -87,7 +87,7 @@ def step(
 
 @contextmanager
 def scope(**variables: object) -> Iterator[None]:
-    """Name the layer, the stack, … in which steps run, for their stages: `with scope(layer=3):`. Scopes nest."""
+    """Say in which layer, of which stack, the steps inside run; it fills in the names of their stages. Scopes nest."""
     token = _scope.set({**_scope.get(_NOTHING), **variables})
     try:
         yield

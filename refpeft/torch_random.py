@@ -7,10 +7,10 @@ Garberoglio), and `torch/nn/init.py`. Where this module and torch disagree, torc
 
 torch's own floating-point values depend on the CPU. The values here are those of its AVX2 kernels, which
 nearly every x86 machine runs, AVX-512 machines included: integers, uniforms and normals have the same bits
-(but see `_multiply_add`). torch's plain kernels (`ATEN_CPU_CAPABILITY=default`, other CPUs) differ from its
-AVX2 kernels, and hence from here: uniforms, and with them `linear`, are rounded twice, and standard normals
-of 16 values or more are off by up to 2.4e-6, because the angle is rounded at another place. Integers are the
-same everywhere.
+(but see `_multiply_add`). torch's plain kernels, for CPUs without AVX2 (measured with
+`ATEN_CPU_CAPABILITY=default` on x86), differ from those, and hence from here: uniforms, and with them
+`linear`, are rounded twice, and 16 standard normals or more are off by up to 2.4e-6, because the angle is
+rounded at another place. Integers are the same everywhere.
 
 Random numbers are drawn once, on the host, and no gradient flows through them: this module uses NumPy itself.
 """

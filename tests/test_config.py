@@ -1,4 +1,4 @@
-"""CF-1 to CF-7: the adapters' configurations, by their complete values and messages, and against the real HF peft."""
+"""CF-1 to CF-7: the adapters' configurations, by complete values and messages, and against real HF peft."""
 
 import copy
 import dataclasses
@@ -90,7 +90,8 @@ def test_fields_are_positional_in_hf_order() -> None:
         "SEQ_CLS", None, {"a": 1}, "0.1", "base", "main", True, 3, 8, 1, 2, 4, ["score"], "zero", 6, True
     )
     assert list(config.to_dict().values()) == [
-        "SEQ_CLS", "PREFIX_TUNING", {"a": 1}, "0.1", "base", "main", True, 3, 8, 1, 2, 4, ["score"], "zero", 6, True
+        "SEQ_CLS", "PREFIX_TUNING", {"a": 1}, "0.1", "base", "main", True,
+        3, 8, 1, 2, 4, ["score"], "zero", 6, True,
     ]  # fmt: skip
 
 
@@ -108,13 +109,13 @@ def test_peft_type_is_overwritten(cls: Any) -> None:
 
 def test_the_base_class_cannot_be_made() -> None:
     with pytest.raises(TypeError, match="abstract"):
-        PromptLearningConfig()  # type: ignore[abstract]
+        PromptLearningConfig()
 
 
 def test_a_configuration_does_not_change() -> None:
     config = PrefixTuningConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.num_layers = 3  # type: ignore[misc]
+        config.num_layers = 3
 
 
 def test_what_is_passed_in_is_copied() -> None:
@@ -137,8 +138,8 @@ def test_str_enums_become_plain_strings() -> None:
 
 
 def test_sequences_and_sets_become_lists() -> None:
-    assert PromptTuningConfig(modules_to_save=("b", "a")).modules_to_save == ["b", "a"]  # type: ignore[arg-type]
-    assert PromptTuningConfig(modules_to_save={"b", "a"}).modules_to_save == ["a", "b"]  # type: ignore[arg-type]
+    assert PromptTuningConfig(modules_to_save=("b", "a")).modules_to_save == ["b", "a"]
+    assert PromptTuningConfig(modules_to_save={"b", "a"}).modules_to_save == ["a", "b"]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -146,8 +147,8 @@ def test_sequences_and_sets_become_lists() -> None:
 def test_an_unknown_task_type(cls: Any, task_type: Any) -> None:
     shown = "OTHER" if task_type is Task.OTHER else task_type
     assert message(cls, task_type=task_type, num_virtual_tokens=-1) == (
-        f"Invalid task type: '{shown}'. Must be one of the following task types: SEQ_CLS, SEQ_2_SEQ_LM, CAUSAL_LM, "
-        "TOKEN_CLS, QUESTION_ANS, FEATURE_EXTRACTION."
+        f"Invalid task type: '{shown}'. Must be one of the following task types: "
+        "SEQ_CLS, SEQ_2_SEQ_LM, CAUSAL_LM, TOKEN_CLS, QUESTION_ANS, FEATURE_EXTRACTION."
     )
 
 
@@ -327,9 +328,15 @@ def test_given_sizes_stay_but_for_grouped_heads() -> None:
         ({"n_layer": 2, "n_embd": 4}, "Please specify `num_attention_heads` in `peft_config`"),
         ({"text_config": None}, "text_config of the base model must be a dictionary, not None (NoneType)."),
         (GPT2 | {"n_layer": "five"}, f"num_layers must be {ONE} or None, not 'five' (str)."),
-        (GROUPED | {"num_key_value_heads": None}, f"num_key_value_heads of the base model must be {ONE}, not None (NoneType)."),
+        (
+            GROUPED | {"num_key_value_heads": None},
+            f"num_key_value_heads of the base model must be {ONE}, not None (NoneType).",
+        ),
         (GROUPED | {"head_dim": 0}, f"head_dim of the base model must be {ONE}, not 0 (int)."),
-        (GROUPED | {"per_layer_config": [1]}, "per_layer_config of the base model must be a dictionary, not [1] (list)."),
+        (
+            GROUPED | {"per_layer_config": [1]},
+            "per_layer_config of the base model must be a dictionary, not [1] (list).",
+        ),
         (
             GROUPED | {"per_layer_config": {"0": 1}},
             "per_layer_config['0'] of the base model must be a dictionary, not 1 (int).",
@@ -471,10 +478,10 @@ def test_unknown_peft_type(value: Any, shown: str) -> None:
 
 
 UNEXPECTED = (
-    "Unexpected keyword arguments {} for class PrefixTuningConfig, these are ignored. This probably means that you're "
-    "loading a configuration file that was saved using a higher version of the library and additional parameters have "
-    "been introduced since. It is highly recommended to upgrade the PEFT version before continuing (e.g. by running "
-    "`pip install -U peft`)."
+    "Unexpected keyword arguments {} for class PrefixTuningConfig, these are ignored. This probably means "
+    "that you're loading a configuration file that was saved using a higher version of the library and "
+    "additional parameters have been introduced since. It is highly recommended to upgrade the PEFT version "
+    "before continuing (e.g. by running `pip install -U peft`)."
 )
 
 

@@ -1,4 +1,4 @@
-"""CF-8: the base model's configuration, by its complete values and messages, and against the real HF transformers."""
+"""CF-8: the base model's configuration, by complete values and messages, and against real transformers."""
 
 import json
 from dataclasses import replace
@@ -136,7 +136,7 @@ def test_dtype_and_name() -> None:
 def test_the_mapping_is_copied() -> None:
     values = {"model_type": "gpt2", "eos_token_id": [1]}
     config = ModelConfig.from_dict(values)
-    values["eos_token_id"].append(2)  # type: ignore[attr-defined]
+    values["eos_token_id"].append(2)
     assert (config.eos_token_id, config.hf["eos_token_id"]) == ([1], [1])
 
 
@@ -187,8 +187,8 @@ def test_fill_in_sees_the_defaults() -> None:
         (
             {"reorder_and_upcast_attn": True},
             (
-                "reorder_and_upcast_attn of the base model is not supported: HF then computes scores and softmax "
-                "in float32, refpeft in its working precision; set it to false, which changes rounding only."
+                "reorder_and_upcast_attn of the base model is not supported: HF then computes scores and "
+                "softmax in float32, refpeft in its working precision; set it to false, which changes rounding only."
             ),
         ),
         (
@@ -215,7 +215,8 @@ def test_no_model_type() -> None:
 
 def test_from_pretrained(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "_name_or_path": "elsewhere"}')
-    expected = replace(STANDARD, name_or_path=str(tmp_path), hf=STANDARD.hf | {"_name_or_path": "elsewhere"})  # type: ignore[operator]
+    hf = {**STANDARD.hf, "_name_or_path": "elsewhere"}
+    expected = replace(STANDARD, name_or_path=str(tmp_path), hf=hf)
     assert ModelConfig.from_pretrained(tmp_path) == expected
     assert ModelConfig.from_pretrained(str(tmp_path)) == expected
 

@@ -1,0 +1,292 @@
+"""The table of everything a port can be asked, and refpeft's own answers to it.
+
+A question has a name, a level, the methods it is for, and the answers without which it is not answered. `answer` runs
+the specification; there is no other copy of the maths. The port protocol (specs/protocol.md) says in words what each
+question gives and wants.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from refpeft import arrays, checkpoint, masks, peft_model, prefix_encoder, prompt_embedding
+from refpeft.arrays import Array
+from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, fill_in
+from refpeft.errors import ConfigError, InputError
+from refpeft.steps import STEPS, Step, recording, scope
+from refpeft.torch_random import Generator, embedding, linear
+from refpeft.transformer import block, stack
+from refpeft.transformer.weights import BaseModel, embed_tokens, load_base_model
+
+LEVELS = ("config", "components", "model", "gradients", "checkpoint")
+"""From the least that a port can do to the most."""
+PROMPT, PREFIX, COMMON = "prompt_tuning", "prefix_tuning", "common"
+METHODS = (PROMPT, PREFIX)
+
+PARAMETERS, GRADIENTS = "parameters.", "gradients."
+"""What stands before HF's parameter names in inputs and answers."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """In which numbers refpeft answers."""
+
+    dtype: str = "float64"
+    """NumPy's name of the format."""
+    wrap: Callable[[Any], Any] = lambda array: array
+    """Puts each floating-point input into another kind of array (one that rounds, say)."""
+    unwrap: Callable[[Any], Any] = lambda array: array
+    """Takes answers out of it."""
+
+    def take(self, array: Any) -> Array:
+        """A floating-point input in this arithmetic; integers and booleans unchanged."""
+        array = numpy.asarray(array)
+        return self.wrap(array.astype(self.dtype)) if array.dtype.kind not in "iub" else array  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question, as a port gets it."""
+
+    question: str
+    method: str
+    config: Mapping[str, Any] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    model: Path | None = None
+    adapter: Path | None = None
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: tensors by name, a JSON document, a directory with an adapter."""
+
+    tensors: dict[str, Any] = field(default_factory=dict)
+    document: Any = None
+    adapter: Path | None = None
+
+
+@functools.lru_cache(maxsize=8)
+def _base(directory: Path) -> BaseModel:
+    return load_base_model(directory)
+
+
+def _model(ask: Ask, arithmetic: Arithmetic) -> BaseModel:
+    if ask.model is None:
+        raise InputError(f"The question {ask.question!r} needs a base model.")
+    return _base(ask.model).map(arithmetic.take)
+
+
+def _config(ask: Ask) -> PromptLearningConfig:
+    if ask.config is None:
+        raise InputError(f"The question {ask.question!r} needs an adapter configuration.")
+    return PromptLearningConfig.from_dict(dict(ask.config))
+
+
+def _parameters(ask: Ask, arithmetic: Arithmetic) -> dict[str, Array]:
+    return {
+        name.removeprefix(PARAMETERS): arithmetic.take(value)
+        for name, value in ask.inputs.items()
+        if name.startswith(PARAMETERS)
+    }
+
+
+def _text(ask: Ask) -> dict[str, Array | None]:
+    return {name: ask.inputs.get(name) for name in ("input_ids", "attention_mask", "labels", "position_ids")}
+
+
+def _forward(ask: Ask, arithmetic: Arithmetic) -> Answer:
+    with recording() as stages:
+        peft_model.forward(_parameters(ask, arithmetic), _model(ask, arithmetic), _config(ask), **_text(ask))  # type: ignore[arg-type]
+    return Answer(stages)
+
+
+def _inputs(ask: Ask, arithmetic: Arithmetic) -> Answer:
+    stages = _forward(ask, arithmetic).tensors
+    wanted = ("inputs.", "prompt.", "decoder.embeddings", "decoder.visible")
+    return Answer({name: value for name, value in stages.items() if name.startswith(wanted)})
+
+
+def _gradients(ask: Ask, arithmetic: Arithmetic) -> Answer:
+    base, config, text = _model(ask, arithmetic), _config(ask), _text(ask)
+
+    def loss(parameters: Mapping[str, Array]) -> Array:
+        value = peft_model.forward(parameters, base, config, **text).loss  # type: ignore[arg-type]
+        if value is None:
+            raise InputError("The question 'gradients' needs labels.")
+        return value
+
+    with recording() as stages:
+        _, gradients = arrays.value_and_grad(loss, _parameters(ask, arithmetic))
+    return Answer({**stages, **{GRADIENTS + name: value for name, value in gradients.items()}})
+
+
+def _prefix_encode(ask: Ask, arithmetic: Arithmetic) -> Answer:
+    config = _config(ask)
+    if not isinstance(config, PrefixTuningConfig):
+        raise InputError("The question 'prefix.encode' is about prefix tuning.")
+    with recording() as stages:
+        prefix_encoder.forward(_parameters(ask, arithmetic), config, ask.arguments["batch_size"])
+    return Answer(stages)
+
+
+def _attention(ask: Ask, arithmetic: Arithmetic) -> Answer:
+    base, layer = _model(ask, arithmetic), int(ask.arguments["layer"])
+    given = {name: arithmetic.take(value) for name, value in ask.inputs.items()}
+    past = (given["past.key"], given["past.value"]) if "past.key" in given else None
+    with recording() as stages, scope(stack="decoder", layer=layer):
+        parameters = stack.layer_parameters(base.parameters, layer)
+        block.self_attention(parameters, base.config, layer, given["hidden"], past, ask.inputs["visible"])
+    return Answer(stages)
+
+
+def _mask(ask: Ask, arithmetic: Arithmetic) -> Answer:
+    mask, arguments = ask.inputs.get("attention_mask"), ask.arguments
+    prepared = masks.prepare_attention_mask(arguments["batch_size"], mask, arguments["num_virtual_tokens"])
+    return Answer({"inputs.attention_mask": prepared})
+
+
+def _init(ask: Ask, arithmetic: Arithmetic) -> Answer:
+    config, generator, like = _config(ask), Generator(ask.arguments["seed"]), numpy.zeros(0, arithmetic.dtype)
+    if isinstance(config, PrefixTuningConfig):
+        parameters = prefix_encoder.initial_parameters(config, generator, like)
+    else:
+        assert isinstance(config, PromptTuningConfig)  # noqa: S101  (the two classes there are)
+        base = _model(ask, Arithmetic(arithmetic.dtype))
+        table = base.parameters["embeddings.tokens.weight"]
+        tokenizer = ask.arguments.get("tokenizer")
+        if tokenizer:
+            from dataclasses import replace
+
+            config = replace(config, tokenizer_name_or_path=str(tokenizer))
+        parameters = prompt_embedding.initial_parameters(
+            config, generator, lambda ids: embed_tokens(table, ids[None, :])[0], base.config.vocab_size, like
+        )
+    return Answer({PARAMETERS + name: value for name, value in parameters.items()})
+
+
+def _random(ask: Ask, arithmetic: Arithmetic) -> Answer:
+    generator, drawn = Generator(ask.arguments["seed"]), {}
+    for i, draw in enumerate(ask.arguments["draws"]):
+        match draw:
+            case {"kind": "normal", "shape": shape}:
+                drawn[f"draws.{i}"] = generator.normal(tuple(shape))
+            case {"kind": "uniform", "shape": shape}:
+                drawn[f"draws.{i}"] = generator.uniform(tuple(shape))
+            case {"kind": "randint", "low": low, "high": high, "shape": shape}:
+                drawn[f"draws.{i}"] = generator.randint(low, high, tuple(shape))
+            case {"kind": "embedding", "rows": rows, "columns": columns}:
+                drawn[f"draws.{i}.weight"] = embedding(generator, rows, columns)
+            case {"kind": "linear", "inputs": inputs, "outputs": outputs}:
+                weight, bias = linear(generator, inputs, outputs)
+                drawn[f"draws.{i}.weight"], drawn[f"draws.{i}.bias"] = weight, bias
+            case _:
+                raise InputError(f"Unknown draw {draw}.")
+    return Answer(drawn)
+
+
+def _resolve(ask: Ask, arithmetic: Arithmetic) -> Answer:
+    try:
+        config = PromptLearningConfig.from_dict(dict(ask.arguments["config"]))
+        if ask.arguments.get("base_config") is not None:
+            config = fill_in(config, ask.arguments["base_config"])
+    except ConfigError as error:
+        return Answer(document={"rejected": True, "message": str(error)})
+    return Answer(document={"config": config.to_dict()})
+
+
+def _load(ask: Ask, arithmetic: Arithmetic) -> Answer:
+    if ask.adapter is None:
+        raise InputError("The question 'checkpoint.load' needs an adapter directory.")
+    base = _base(ask.model) if ask.model else _model(ask, arithmetic)
+    model = peft_model.PeftModel.from_pretrained(base, ask.adapter)
+    parameters = {name: arithmetic.take(value) for name, value in model.trainable_parameters().items()}
+    with recording() as stages:
+        peft_model.forward(parameters, base.map(arithmetic.take), model.config, **_text(ask))  # type: ignore[arg-type]
+    return Answer(stages)
+
+
+def _save(ask: Ask, arithmetic: Arithmetic) -> Answer:
+    parameters, config = _parameters(ask, arithmetic), _config(ask)
+    if ask.output is not None:
+        checkpoint.save(ask.output / "adapter", config, parameters)
+        return Answer(adapter=ask.output / "adapter")
+    return Answer({checkpoint.TENSOR: checkpoint.prompt_embeddings(parameters, config)})
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row of the table."""
+
+    name: str
+    level: str
+    methods: tuple[str, ...]
+    required: tuple[str, ...]
+    """Patterns of the expected tensors that an answer must have; others are welcome for localisation."""
+    definition: Callable[[Ask, Arithmetic], Answer]
+    title: str
+
+
+QUESTIONS: dict[str, Question] = {
+    question.name: question
+    for question in (
+        Question("config.resolve", "config", METHODS, (), _resolve, "fill an adapter_config.json in, or reject it"),
+        Question("random", "components", (COMMON,), (r"draws\..*",), _random, "torch's CPU random streams"),
+        Question("init", "components", METHODS, (r"parameters\..*",), _init, "initial values from a seed or a text"),
+        Question("mask", "components", (COMMON,), (r"inputs\..*",), _mask, "the mask over virtual and real tokens"),
+        Question(
+            "prefix.encode", "components", (PREFIX,), (r"prefix\.layers\..*",), _prefix_encode,
+            "virtual tokens to each layer's keys and values",
+        ),
+        Question(
+            "inputs", "components", METHODS,
+            (r"inputs\.(attention_mask|labels|position_ids|embeddings)",), _inputs,
+            "what the base model is given: embeddings, mask, labels, positions",
+        ),
+        Question(
+            "attention", "components", (COMMON,), (r".*\.attention\.output",), _attention,
+            "one attention layer with a prefix",
+        ),
+        Question("forward", "model", METHODS, ("logits", "loss"), _forward, "logits and loss"),
+        Question(
+            "gradients", "gradients", METHODS, ("loss", r"gradients\..*"), _gradients,
+            "the loss and its gradient for each trainable parameter",
+        ),
+        Question("checkpoint.load", "checkpoint", METHODS, ("logits",), _load, "read an adapter that HF peft wrote"),
+        Question("checkpoint.save", "checkpoint", METHODS, ("prompt_embeddings",), _save, "write one that HF peft reads"),
+    )
+}  # fmt: skip
+"""Every question by name, from the least to the most."""
+
+
+def answer(ask: Ask, arithmetic: Arithmetic | None = None) -> Answer:
+    """Refpeft's own answer, every stage included, in the order of computation."""
+    arithmetic = arithmetic or Arithmetic()
+    with numpy.errstate(invalid="ignore"):  # a loss over no labels is NaN, as torch's
+        given = QUESTIONS[ask.question].definition(ask, arithmetic)
+    return Answer(
+        {name: arithmetic.unwrap(t) for name, t in given.tensors.items()}, given.document, given.adapter
+    )
+
+
+def is_required(question: str, tensor: str) -> bool:
+    """Whether an answer without that tensor is incomplete."""
+    return any(re.fullmatch(pattern, tensor) for pattern in QUESTIONS[question].required)
+
+
+@functools.lru_cache(maxsize=1024)
+def step_of(stage: str) -> Step | None:
+    """The step whose result a stage is; None for parameters, gradients and draws."""
+    for entry in STEPS.values():
+        pattern = re.escape(entry.stage).replace(r"\{stack\}", "[a-z]+").replace(r"\{layer\}", "[0-9]+")
+        if entry.stage and re.fullmatch(pattern, stage):
+            return entry
+    return None
