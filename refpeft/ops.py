@@ -123,9 +123,9 @@ def causal_lm_loss(
     How others differ: the mean is over counted labels of the whole batch, not per row and then over rows. If no label
     counts, the answer is NaN, as torch's.
     """
-    shifted = labels[:, 1:]
+    nothing = np.full((labels.shape[0], 1), IGNORE_INDEX, labels.dtype, like=labels)
+    shifted = np.concatenate([labels[:, 1:], nothing], axis=1)  # (batch, query): the last position predicts nothing
     counted = shifted != IGNORE_INDEX
-    classes = np.where(counted, shifted, 0)
-    predicted = logits[:, :-1]
-    losses = np.where(counted, log_sum_exp(predicted) - np.pick(predicted, classes), 0.0)
+    losses = log_sum_exp(logits) - np.pick(logits, np.where(counted, shifted, 0))
+    losses = np.where(counted, losses, 0.0)
     return np.sum(losses) / np.sum(np.cast_to(counted, logits.dtype))

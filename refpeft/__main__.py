@@ -1,0 +1,5 @@
+"""`python -m refpeft` is `refpeft`."""
+
+from refpeft.cli import main
+
+main(prog_name="refpeft")

@@ -1,0 +1,323 @@
+"""How far an answer may be off: derived for each tensor and number format, never tuned (clause JG-3).
+
+    budget = C · max(floor, u)
+
+u is the format's unit roundoff. The floor is how far the specification itself is off when it is replayed in that format,
+the worst of four replays that differ in the order of summation and in the last place of the parameters, measured
+against the same computation in a wider format. C leaves room for honest ports that do things in another order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy
+from numpy.lib.mixins import NDArrayOperatorsMixin
+from numpy.typing import NDArray
+
+from refpeft import arrays
+from refpeft.oracle.questions import GRADIENTS, Answer, Arithmetic, Ask, answer
+from refpeft.oracle.vectors import Vector, golden_directory
+from refpeft.steps import definition, replaced
+
+FORWARD_MULTIPLIER = 8.0
+"""C for values. Measured on a model of this kind: honest float32 ports reach 2.5 floors, the mildest bugs 63."""
+GRADIENT_MULTIPLIER = 16.0
+"""C for gradients: twice the forward's, because backward passes come in more orders."""
+DRAWN_TOLERANCE = 4e-6
+"""Absolute, for normal variates: torch's own vector and scalar code differ by up to 2.4e-6."""
+ELEMENTARY_ULPS = 1.5
+"""One unit in the last place for the operation, half for storing it."""
+ISLANDS = (
+    "attention.weights",
+    "block.input_norm",
+    "block.post_attention_norm",
+    "decoder.final_norm",
+    "loss",
+)
+"""The steps that the profile float64-islands computes in float32: softmax, norms, loss (clause JG-4)."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """In which numbers a port says that it computes."""
+
+    name: str
+    dtype: str
+    """What it reads and answers in."""
+    unit_roundoff: float
+    """u: half the distance from 1 to the next number of the format that limits it."""
+    islands: bool = False
+
+
+PROFILES: dict[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        Profile("float32", "float32", 2.0**-24),
+        Profile("float64", "float64", 2.0**-53),
+        Profile("float64-islands", "float64", 2.0**-24, islands=True),
+    )
+}
+"""The profiles that a port can declare. *Conforms* is a claim about float32, *float64-exact* about float64."""
+
+
+class Floor(msgspec.Struct, frozen=True):
+    """The worst errors of the replays."""
+
+    norm: float
+    """Of the normwise relative error."""
+    largest: float
+    """Of the largest error over the root mean square."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far one tensor may be off, and why."""
+
+    norm: float
+    largest: float
+    multiplier: float
+    floor: Floor
+    unit_roundoff: float
+
+    def derivation(self, measure: str = "normwise") -> str:
+        """How the budget of one measure of error came about, for people."""
+        floor, total = (
+            (self.floor.norm, self.norm) if measure == "normwise" else (self.floor.largest, self.largest)
+        )
+        larger = "floor" if floor > self.unit_roundoff else "u"
+        return (
+            f"{total:.2g} = {self.multiplier:g} · max(floor {floor:.2g}, u {self.unit_roundoff:.2g}); "
+            f"the {larger} decides"
+        )
+
+
+def budget_of(name: str, floor: Floor, profile: Profile) -> Budget:
+    """C · max(floor, u) for both measures of error."""
+    multiplier = GRADIENT_MULTIPLIER if name.startswith(GRADIENTS) else FORWARD_MULTIPLIER
+    u = profile.unit_roundoff
+    return Budget(multiplier * max(floor.norm, u), multiplier * max(floor.largest, u), multiplier, floor, u)
+
+
+def errors(given: NDArray[Any], expected: NDArray[Any]) -> tuple[float, float]:
+    """Normwise relative error ‖Δ‖/‖y‖, and largest error over the root mean square of y. Clause JG-1.
+
+    Where y is zero throughout, errors are measured against one.
+    """
+    if expected.size == 0:
+        return 0.0, 0.0
+    difference = (given - expected).astype(numpy.float64)
+    wanted = expected.astype(numpy.float64)
+    scale = float(numpy.linalg.norm(wanted.ravel()))
+    norm = float(numpy.linalg.norm(difference.ravel())) / (scale or 1.0)
+    largest = float(numpy.abs(difference).max()) / (scale / wanted.size**0.5 or 1.0)
+    return norm, largest
+
+
+class _Reversed(NDArrayOperatorsMixin):
+    """An array whose matrix products and sums run from the last term to the first."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = numpy.asarray(value)
+
+    shape = property(lambda self: self.value.shape)
+    ndim = property(lambda self: self.value.ndim)
+    size = property(lambda self: self.value.size)
+    dtype = property(lambda self: self.value.dtype)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __getitem__(self, index: Any) -> _Reversed:
+        return _Reversed(self.value[_plain(index)])
+
+    def astype(self, dtype: Any) -> _Reversed:
+        return _Reversed(self.value.astype(dtype))
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if method != "__call__" or not all(
+            isinstance(x, _Reversed | numpy.ndarray | numpy.generic | int | float) for x in inputs
+        ):
+            return NotImplemented
+        plain = [_plain(x) for x in inputs]
+        if ufunc is numpy.matmul and plain[0].ndim > 1 and plain[1].ndim > 1:
+            plain = [
+                numpy.ascontiguousarray(plain[0][..., ::-1]),
+                numpy.ascontiguousarray(plain[1][..., ::-1, :]),
+            ]
+        return _Reversed(ufunc(*plain, **kwargs))
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        plain_args, plain_kwargs = _plain(args), {name: _plain(value) for name, value in kwargs.items()}
+        if function in (numpy.sum, numpy.mean):
+            plain_args = (numpy.ascontiguousarray(numpy.flip(plain_args[0])), *plain_args[1:])
+            result = function(*plain_args, **plain_kwargs)
+            return _Reversed(numpy.flip(result))
+        result = function(*plain_args, **plain_kwargs)
+        return _Reversed(result) if isinstance(result, numpy.ndarray | numpy.generic) else result
+
+
+def _plain(x: Any) -> Any:
+    """An argument with every `_Reversed` inside taken out."""
+    if isinstance(x, _Reversed):
+        return x.value
+    if isinstance(x, tuple | list):
+        return type(x)(_plain(entry) for entry in x)
+    return x
+
+
+@functools.cache
+def _register() -> None:
+    arrays.register(_Reversed)
+
+
+def _moved(seed: int) -> Callable[[Any], Any]:
+    """Moves each entry by at most one unit in the last place: half stay, a quarter go up, a quarter down."""
+    random = numpy.random.default_rng(seed)
+
+    def move(array: Any) -> Any:
+        where = random.integers(0, 4, size=array.shape)
+        towards = numpy.where(where == 0, -numpy.inf, numpy.inf).astype(array.dtype)
+        return numpy.where(where < 2, numpy.nextafter(array, towards), array).astype(array.dtype)
+
+    return move
+
+
+def _replays(dtype: str) -> Sequence[Arithmetic]:
+    """Plain; summed backwards; each also with inputs moved in the last place."""
+    _register()
+
+    def unwrap(array: Any) -> Any:
+        return array.value if isinstance(array, _Reversed) else array
+
+    first, second = _moved(1), _moved(2)
+    return (
+        Arithmetic(dtype),
+        Arithmetic(dtype, _Reversed, unwrap),
+        Arithmetic(dtype, first),
+        Arithmetic(dtype, lambda array: _Reversed(second(array)), unwrap),
+    )
+
+
+def _island(name: str) -> Callable[..., Any]:
+    """The step, computed in float32 whatever comes in, its result widened again."""
+    original = definition(name)
+
+    def narrow(x: Any) -> Any:
+        floating = hasattr(x, "dtype") and numpy.dtype(x.dtype).kind == "f"
+        return arrays.cast_to(x, "float32") if floating else x
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with numpy.errstate(over="ignore"):  # masked scores become −inf, as they may
+            result = original(*map(narrow, args), **{key: narrow(value) for key, value in kwargs.items()})
+        return arrays.cast_to(result, "float64")
+
+    return run
+
+
+def in_profile(profile: Profile) -> AbstractContextManager[None]:
+    """Within it, refpeft computes as the profile says: with float32 islands, or as usual."""
+    return replaced({name: _island(name) for name in ISLANDS}) if profile.islands else nullcontext()
+
+
+def reference(ask: Ask, profile: Profile) -> Answer:
+    """The answer that a profile's floors are measured against: float64, or long double for float64 itself.
+
+    Where a platform's long double is no wider than float64, the floor of float64 is only how far replays scatter.
+    """
+    return answer(ask, Arithmetic("longdouble" if profile.name == "float64" else "float64"))
+
+
+def measure(ask: Ask, profile: Profile) -> dict[str, Floor]:
+    """The floor of every floating-point tensor of refpeft's answer, by replaying it."""
+    wanted = reference(ask, profile).tensors
+    worst: dict[str, tuple[float, float]] = {}
+    for arithmetic in _replays(profile.dtype):
+        with in_profile(profile):
+            given = answer(ask, arithmetic).tensors
+        for name, tensor in given.items():
+            tensor, target = numpy.asarray(tensor), numpy.asarray(wanted[name])
+            if tensor.dtype.kind != "f" or not numpy.isfinite(tensor).all():
+                continue
+            shown = numpy.abs(target) < HIDDEN
+            norm, largest = errors(tensor[shown], target[shown])
+            before = worst.get(name, (0.0, 0.0))
+            worst[name] = (max(norm, before[0]), max(largest, before[1]))
+    return {name: Floor(*pair) for name, pair in worst.items()}
+
+
+HIDDEN = 1e30
+"""Scores of this size and beyond are masked; they are compared by class (clause JG-5)."""
+
+
+def ask_of(vector: Vector) -> Ask:
+    """A golden case as a question."""
+    case = vector.case
+    arguments = dict(case.arguments)
+    if "tokenizer" in arguments:
+        arguments["tokenizer"] = str(golden_directory(vector.directory) / arguments["tokenizer"])
+    return Ask(
+        question=case.question,
+        method=case.method,
+        config=case.config,
+        arguments=arguments,
+        inputs=vector.inputs,
+        model=vector.model_directory,
+        adapter=vector.adapter_directory,
+    )
+
+
+# ---------------------------------------------------------------- floors.json: measured beforehand, keyed by hash
+
+
+class _CaseFloors(msgspec.Struct):
+    digest: str
+    profiles: dict[str, dict[str, Floor]]
+
+
+class _Floors(msgspec.Struct):
+    format: int
+    cases: dict[str, _CaseFloors]
+
+
+@functools.lru_cache(maxsize=2)
+def _stored(golden: Path) -> Mapping[str, _CaseFloors]:
+    try:
+        return msgspec.json.decode((golden / "floors.json").read_bytes(), type=_Floors).cases
+    except (OSError, msgspec.MsgspecError):
+        return {}
+
+
+def floors(vector: Vector, profile: Profile) -> Mapping[str, Floor]:
+    """The floors of a case's tensors: as measured beforehand if the case is unchanged, else measured now."""
+    stored = _stored(golden_directory(vector.directory)).get(vector.case.id)
+    if stored is not None and stored.digest == vector.digest and profile.name in stored.profiles:
+        return stored.profiles[profile.name]
+    return measure(ask_of(vector), profile)
+
+
+def floors_document(vectors: Sequence[Vector]) -> bytes:
+    """The contents of golden/floors.json: for every case and profile, the floors of the tensors it compares."""
+
+    def rounded(floor: Floor) -> Floor:
+        return Floor(float(f"{floor.norm:.3g}"), float(f"{floor.largest:.3g}"))
+
+    cases = {}
+    for vector in vectors:
+        compared = {name for name, tensor in vector.case.tensors.items() if tensor.kind == "composite"}
+        by_profile = {}
+        for profile in PROFILES.values():
+            measured = measure(ask_of(vector), profile) if compared else {}
+            by_profile[profile.name] = {
+                name: rounded(measured[name]) for name in measured if name in compared
+            }
+        cases[vector.case.id] = _CaseFloors(vector.digest, by_profile)
+    return msgspec.json.format(msgspec.json.encode(_Floors(1, cases)), indent=1) + b"\n"

@@ -1,0 +1,251 @@
+"""Answers and budgets -> verdicts: whether the port conforms, and if not, where it first differs.
+
+Clauses JG-6 and JG-7; specs/judging.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy
+
+from refpeft import __version__
+from refpeft.oracle import budget, questions
+from refpeft.oracle.budget import Floor, Profile
+from refpeft.oracle.compare import Difference, Validity, compare, compare_document, missing, read_adapter
+from refpeft.oracle.port import Port, Reply
+from refpeft.oracle.protocol import Implementation, RunCommand, StartAnswer
+from refpeft.oracle.questions import QUESTIONS, Answer, Ask
+from refpeft.oracle.vectors import DIALECT, Tensor, Vector
+
+Verdict = Literal["CONFORMS", "NONCONFORMING", "SKIPPED", "ERRORED", "CRASHED", "TIMEOUT"]
+
+
+class CaseResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The verdict on one question in one profile."""
+
+    case: str
+    title: str
+    question: str
+    level: str
+    method: str
+    profile: str
+    verdict: Verdict
+    seconds: float
+    first: Difference | None = None
+    """The first tensor in topological order that differs."""
+    differences: list[Difference] = []
+    """Every tensor compared, in topological order."""
+    message: str = ""
+    detail: str = ""
+    reproduce: str | None = None
+    """A directory that reproduces the failure alone."""
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """Counts of a run, and what may be claimed from it (clause JG-7)."""
+
+    verdict: Literal["CONFORMS", "NONCONFORMING", "INCONCLUSIVE"]
+    float64_exact: bool
+    asked: int
+    counts: dict[str, int]
+    not_asked: int
+    partial: bool
+    """Only a selection of cases was asked."""
+
+
+class Results(msgspec.Struct, frozen=True):
+    """Everything about a run: what `refpeft check --format json` prints."""
+
+    refpeft: str
+    dialect: str
+    implementation: Implementation
+    profiles: list[str]
+    summary: Summary
+    cases: list[CaseResult]
+    not_asked: list[str]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is to be asked."""
+
+    vectors: Sequence[Vector]
+    profiles: Sequence[Profile]
+    partial: bool = False
+
+
+def can_answer(abilities: StartAnswer, vector: Vector) -> bool:
+    """Whether the port says that it can do what a case asks."""
+    case = vector.case
+    return case.question in abilities.questions and case.method in {*abilities.methods, questions.COMMON}
+
+
+def judge(
+    port: Port, selection: Selection, work: Path, failures: Path | None, *, fail_fast: bool = False
+) -> Iterator[CaseResult]:
+    """Ask every question of the selection that the port can answer, in each profile; yield verdicts as they come.
+
+    Args:
+        port: What is asked.
+        selection: The cases and profiles.
+        work: An empty directory for the port's answers.
+        failures: Where to write a directory for each failure, or None.
+        fail_fast: Stop at the first verdict that is not CONFORMS or SKIPPED.
+    """
+    seq = 0
+    for vector in selection.vectors:
+        for profile in selection.profiles:
+            if not can_answer(port.abilities, vector):
+                continue
+            seq += 1
+            result = judge_one(port, vector, profile, work / str(seq), seq, failures)
+            yield result
+            if fail_fast and result.verdict not in ("CONFORMS", "SKIPPED"):
+                return
+
+
+def judge_one(
+    port: Port, vector: Vector, profile: Profile, output: Path, seq: int, failures: Path | None
+) -> CaseResult:
+    """Ask one question and judge the answer."""
+    case = vector.case
+    started = time.perf_counter()
+    ask = budget.ask_of(vector)
+    request = request_for(vector, ask, profile, output, seq)
+    output.mkdir(parents=True)
+    reply = port.ask(ask, request)
+    verdict, differences = compare_answer(vector, ask, profile, reply)
+    first = next((d for d in differences if not d.ok), None)
+    result = CaseResult(
+        case=case.id,
+        title=case.title,
+        question=case.question,
+        level=QUESTIONS[case.question].level,
+        method=case.method,
+        profile=profile.name,
+        verdict=verdict,
+        seconds=round(time.perf_counter() - started, 6),
+        first=first,
+        differences=differences,
+        message=reply.message,
+        detail=reply.detail,
+    )
+    if failures is not None and verdict not in ("CONFORMS", "SKIPPED"):
+        from refpeft.oracle.reproduce import write_failure
+
+        directory = write_failure(failures, vector, request, reply, result)
+        result = msgspec.structs.replace(result, reproduce=str(directory))
+    return result
+
+
+def request_for(vector: Vector, ask: Ask, profile: Profile, output: Path, seq: int) -> RunCommand:
+    """The protocol's message for a case; clause PP-3."""
+    inputs = vector.directory / "inputs.safetensors"
+    return RunCommand(
+        seq=seq,
+        case=vector.case.id,
+        question=ask.question,
+        method=ask.method,
+        dtype="float32" if profile.dtype == "float32" else "float64",
+        model=str(ask.model.resolve()) if ask.model else None,
+        config=dict(ask.config) if ask.config is not None else None,
+        arguments=dict(ask.arguments),
+        inputs=str(inputs.resolve()) if inputs.is_file() else None,
+        adapter=str(ask.adapter.resolve()) if ask.adapter else None,
+        stages=list(vector.case.tensors),
+        output=str(output.resolve()),
+    )
+
+
+# ---------------------------------------------------------------- comparing an answer
+
+
+def compare_answer(
+    vector: Vector, ask: Ask, profile: Profile, reply: Reply
+) -> tuple[Verdict, list[Difference]]:
+    """The verdict on a reply, and the comparison of each tensor in topological order."""
+    if reply.status != "ANSWERED":
+        return reply.status, []
+    case = vector.case
+    answer = reply.answer
+    differences: list[Difference] = []
+    if case.question == "checkpoint.save":
+        answer, problems = read_adapter(answer)
+        differences += problems
+    if case.document is not None:
+        differences.append(compare_document(case.document, answer.document))
+    floors = budget.floors(vector, profile)
+    valid = Validity.of(ask)
+    for name, tensor in case.tensors.items():
+        if name in answer.tensors:
+            floor = floors.get(name, Floor(0.0, 0.0))
+            differences.append(
+                compare(name, tensor, answer.tensors[name], vector.expected[name], floor, profile, valid)
+            )
+        elif questions.is_required(case.question, name):
+            differences.append(missing(name, answer))
+    if all(d.ok for d in differences):
+        return "CONFORMS", differences
+    return "NONCONFORMING", _localised(vector, ask, profile, answer, differences, valid)
+
+
+def _localised(
+    vector: Vector, ask: Ask, profile: Profile, answer: Answer, differences: list[Difference], valid: Validity
+) -> list[Difference]:
+    """With refpeft's own stages where there is no golden value, so that the first difference is found early (JG-6)."""
+    extra = [name for name in answer.tensors if name not in vector.case.tensors and questions.step_of(name)]
+    if not extra:
+        return differences
+    wanted = questions.answer(ask).tensors
+    measured = budget.measure(ask, profile)
+    by_name = {d.name: d for d in differences}
+    for name in extra:
+        step = questions.step_of(name)
+        if step is not None and name in wanted:
+            tensor = Tensor(step.kind, list(step.axes))
+            floor = measured.get(name, Floor(0.0, 0.0))
+            found = compare(
+                name, tensor, answer.tensors[name], numpy.asarray(wanted[name]), floor, profile, valid
+            )
+            by_name[name] = msgspec.structs.replace(found, golden=False)
+    ordered = [by_name.pop(name) for name in wanted if name in by_name]
+    return [*by_name.values(), *ordered]
+
+
+# ---------------------------------------------------------------- the whole run
+
+
+def summarise(port: Port, selection: Selection, cases: Sequence[CaseResult]) -> Results:
+    """What a run amounts to (clause JG-7).
+
+    *Conforms* needs every case asked in some profile to conform, skipped ones aside, and at least one decided.
+    """
+    counts: dict[str, int] = {}
+    for case in cases:
+        counts[case.verdict] = counts.get(case.verdict, 0) + 1
+    not_asked = [v.case.id for v in selection.vectors if not can_answer(port.abilities, v)]
+    failed = any(c.verdict not in ("CONFORMS", "SKIPPED") for c in cases)
+    decided = counts.get("CONFORMS", 0)
+    exact = [c for c in cases if c.profile == "float64" and c.verdict != "SKIPPED"]
+    return Results(
+        refpeft=__version__,
+        dialect=DIALECT,
+        implementation=port.abilities.implementation,
+        profiles=[profile.name for profile in selection.profiles],
+        summary=Summary(
+            verdict="NONCONFORMING" if failed else "CONFORMS" if decided else "INCONCLUSIVE",
+            float64_exact=bool(exact) and all(c.verdict == "CONFORMS" for c in exact),
+            asked=len(cases),
+            counts=counts,
+            not_asked=len(not_asked),
+            partial=selection.partial,
+        ),
+        cases=list(cases),
+        not_asked=not_asked,
+    )

@@ -1,0 +1,126 @@
+"""A directory that reproduces one failure alone: the case, its model, the request, the port's answer, and how to look."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy
+
+from refpeft.errors import CheckpointError
+from refpeft.oracle.port import Reply
+from refpeft.oracle.protocol import RunCommand
+from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, golden_directory
+from refpeft.tensors import write_tensors
+
+if TYPE_CHECKING:
+    from refpeft.oracle.judge import CaseResult
+
+_COMPARE = '''\
+"""Expected against given, tensor by tensor, in the order of computation. Needs numpy and safetensors only."""
+import json, pathlib
+import numpy as np
+from safetensors.numpy import load_file
+
+here = pathlib.Path(__file__).parent
+case = here / "vectors" / "{case}"
+expected = load_file(case / "expected.safetensors")
+given = load_file(here / "answer.safetensors")
+for name in json.loads((case / "case.json").read_text())["tensors"]:
+    if name not in given or given[name].shape != expected[name].shape:
+        print(f"{{name:60}} expected {{expected[name].shape}}, given {{given[name].shape if name in given else None}}")
+        continue
+    shown = np.abs(expected[name]) < 1e30  # masked scores are not compared
+    difference = (given[name].astype(float) - expected[name])[shown]
+    print(f"{{name:60}} {{np.linalg.norm(difference) / (np.linalg.norm(expected[name][shown]) or 1):.3g}}")
+'''
+
+_README = """\
+{title}
+{case}, {profile}: {verdict}
+
+{why}
+
+Ask the port this question again:   refpeft check --golden {here} --profile {profile} -- YOUR PORT
+Look at the tensors:                python compare.py
+What the clause says:               refpeft explain {clause}
+
+request.json   the message that the port got
+answer.safetensors   what it answered (if it answered with tensors)
+vectors/, models/   the case with its inputs and expected values, and its base model
+"""
+
+
+def write_failure(
+    failures: Path, vector: Vector, request: RunCommand, reply: Reply, result: CaseResult
+) -> Path:
+    """Write the directory for one failure, replacing an older one of the same case and profile.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    case = vector.case
+    target = failures / f"{case.id.removeprefix(DIALECT + '/').replace('/', '.')}.{result.profile}"
+    try:
+        failures.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=".building-", dir=failures))
+        _fill(building, target, vector, request, reply, result)
+        if target.exists():
+            shutil.rmtree(target)
+        building.rename(target)
+    except OSError as error:
+        raise CheckpointError(
+            f"Can't write what reproduces a failure to '{failures}': {error.strerror or error}. Choose another place with "
+            "--failures DIRECTORY."
+        ) from error
+    return target
+
+
+def _fill(
+    building: Path, target: Path, vector: Vector, request: RunCommand, reply: Reply, result: CaseResult
+) -> None:
+    case = vector.case
+    golden = golden_directory(vector.directory)
+    shutil.copytree(vector.directory, building / "vectors" / case.id)
+    if vector.model_directory is not None:
+        shutil.copytree(vector.model_directory, building / "models" / str(case.model))
+    if "tokenizer" in case.arguments:
+        tokenizer = Path(case.arguments["tokenizer"])
+        (building / tokenizer).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(golden / tokenizer, building / tokenizer)
+    manifest = {"format": FORMAT, "dialect": DIALECT, "files": {}}
+    (building / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    message = msgspec.json.format(msgspec.json.encode(request), indent=1)
+    (building / "request.json").write_bytes(message + b"\n")
+    tensors = {name: _storable(tensor) for name, tensor in reply.answer.tensors.items()}
+    if tensors:
+        write_tensors(building / "answer.safetensors", tensors)
+    (building / "compare.py").write_text(_COMPARE.format(case=case.id), encoding="utf-8")
+    readme = _README.format(
+        title=case.title,
+        case=case.id,
+        profile=result.profile,
+        verdict=result.verdict,
+        why=_why(result),
+        here=target,
+        clause=(result.first.clause if result.first else "") or (case.clauses[0] if case.clauses else "PP-6"),
+    )
+    (building / "README.txt").write_text(readme, encoding="utf-8")
+
+
+def _why(result: CaseResult) -> str:
+    first = result.first
+    if first is None:
+        return f"{result.message}\n{result.detail}".strip()
+    if first.reason:
+        return f"First difference: {first.name} {first.reason}. {first.where}".strip()
+    return f"First difference: {first.name}, error {first.error} ({first.measure}), budget {first.derivation}. {first.where}"
+
+
+def _storable(tensor: Any) -> Any:
+    array = numpy.asarray(tensor)
+    return array if array.dtype.kind in "iubf" and array.dtype.itemsize <= 8 else array.astype(numpy.float64)

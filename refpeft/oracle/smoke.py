@@ -1,0 +1,72 @@
+"""The least that must work before anything is judged: does the port speak the protocol?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+
+from refpeft.oracle import budget
+from refpeft.oracle.judge import can_answer, request_for
+from refpeft.oracle.port import Port, Reply
+from refpeft.oracle.questions import is_required
+from refpeft.oracle.vectors import Vector, all_vectors
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was tried."""
+
+    ok: bool
+    text: str
+
+
+def smoke(port: Port, work: Path) -> Iterator[Line]:
+    """Say what the port is, then ask the first case of each question it can answer. Values are not judged."""
+    abilities = port.abilities
+    implementation = abilities.implementation
+    yield Line(
+        bool(abilities.questions and abilities.profiles),
+        f"start: {implementation.name} {implementation.version} ({implementation.language}); methods "
+        f"{', '.join(abilities.methods) or 'none'}; questions {', '.join(abilities.questions) or 'none'}; profiles "
+        f"{', '.join(abilities.profiles) or 'none'}",
+    )
+    profiles = [budget.PROFILES[name] for name in abilities.profiles]
+    seen: set[tuple[str, str]] = set()
+    for vector in all_vectors():
+        kind = (vector.case.question, vector.case.method)
+        if kind in seen or not can_answer(abilities, vector) or not profiles:
+            continue
+        seen.add(kind)
+        ask = budget.ask_of(vector)
+        output = work / str(len(seen))
+        output.mkdir()
+        reply = port.ask(ask, request_for(vector, ask, profiles[0], output, len(seen)))
+        yield _judged(vector, reply)
+
+
+def _judged(vector: Vector, reply: Reply) -> Line:
+    case = vector.case
+    start = f"{case.question} ({case.method}): "
+    if reply.status == "SKIPPED":
+        return Line(True, f"{start}skipped: {reply.message}")
+    if reply.status != "ANSWERED":
+        detail = f"\n    {reply.detail}".replace("\n", "\n    ") if reply.detail else ""
+        return Line(False, f"{start}{reply.status}: {reply.message}{detail}")
+    if case.document is not None and case.question == "config.resolve":
+        good = isinstance(reply.answer.document, dict)
+        return Line(good, f"{start}{'a document' if good else 'no document in the answer'}")
+    if case.question == "checkpoint.save":
+        good = reply.answer.adapter is not None or bool(reply.answer.tensors)
+        return Line(good, f"{start}{'an adapter' if good else 'no adapter in the answer'}")
+    for name in case.tensors:
+        if name not in reply.answer.tensors:
+            if is_required(case.question, name):
+                return Line(False, f"{start}no tensor {name} in the answer")
+            continue
+        shape, wanted = numpy.shape(reply.answer.tensors[name]), vector.expected[name].shape
+        if shape != wanted:
+            return Line(False, f"{start}{name} has shape {shape}; it must be {wanted}")
+    return Line(True, f"{start}{len(reply.answer.tensors)} tensors")
