@@ -256,7 +256,7 @@ def value_and_grad(
     A parameter that the value does not depend on gets zeros. The gradient has each parameter's shape and dtype.
     """
     plain = dict(parameters)
-    backward, value = _make_vjp(function, plain)
+    backward, value = _make_vjp(lambda traced: function({name: traced[name] for name in plain}), plain)
     gradient = backward(_numpy.ones_like(_getval(value)))
     return value, {name: gradient[name] for name in plain}
 

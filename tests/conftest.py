@@ -1,11 +1,11 @@
-"""Shapes and dtypes are executed: every annotation of refpeft is checked by beartype while the tests run."""
+"""Shapes and dtypes are executed: every annotation of refpeft is checked by beartype (typechecker.py) while the tests run."""
 
 import os
 
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-install_import_hook("refpeft", "beartype.beartype")
+install_import_hook("refpeft", "typechecker.check")
 
 _SETTINGS = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=20, **_SETTINGS)
