@@ -17,13 +17,14 @@ import enum
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final
 
 from refpeft.errors import ConfigError
 from refpeft.files import read_json_object, write_atomically
+from refpeft.rules import BOOLEAN, DICTIONARY, SIZE, STRING, STRINGS, Rule, is_integer
 
 PEFT_VERSION: Final = "0.21.2"
 """The version of HF peft that is specified, and that is written as `peft_version`."""
@@ -43,44 +44,6 @@ TASK_TYPES: Final = (
 
 PROMPT_TUNING_INITS: Final = ("TEXT", "SAMPLE_VOCAB", "RANDOM")
 """The values of `prompt_tuning_init`, in HF's order (`PromptTuningInit`)."""
-
-MAXIMUM_SIZE: Final = 2**31
-"""No size of a model comes near; a larger number in a file is damage, and would only exhaust the memory."""
-
-
-class Rule(NamedTuple):
-    """What a value has to be: in words, for the message, and as a test."""
-
-    expected: str
-    accepts: Callable[[Any], bool]
-
-    def or_none(self) -> "Rule":
-        """The same, or None."""
-        return Rule(f"{self.expected} or None", lambda value: value is None or self.accepts(value))
-
-    def check(self, name: str, value: object) -> None:
-        """Raise a ConfigError that names the field, what is expected, and what was given."""
-        if not self.accepts(value):
-            shown = repr(value)
-            shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-            raise ConfigError(f"{name} must be {self.expected}, not {shown} ({type(value).__name__}).")
-
-
-def is_integer(value: object) -> bool:
-    """Whether `value` is what JSON calls an integer: Python counts True and False too, JSON does not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-SIZE = Rule(
-    f"an integer from 1 to {MAXIMUM_SIZE}", lambda value: is_integer(value) and 1 <= value <= MAXIMUM_SIZE
-)
-STRING = Rule("a string", lambda value: isinstance(value, str))
-BOOLEAN = Rule("true or false", lambda value: isinstance(value, bool))
-DICTIONARY = Rule("a dictionary", lambda value: isinstance(value, Mapping))
-STRINGS = Rule(
-    "a list of strings",
-    lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
-)
 
 _RULES = {
     "auto_mapping": DICTIONARY.or_none(),
@@ -196,10 +159,6 @@ class PromptLearningConfig(ABC):
     def _check_as_hf(self) -> None:
         """What HF checks in the class of one method, in HF's order and words (CF-2)."""
 
-    def _own_sizes(self, base: Mapping[str, Any]) -> dict[str, Any]:
-        """The sizes that `fill_in` sets for one method only, once the common ones are there."""
-        return {}
-
     @property
     def is_prompt_learning(self) -> bool:
         """True: both methods learn virtual tokens (HF's `PromptLearningConfig.is_prompt_learning`)."""
@@ -215,7 +174,7 @@ class PromptLearningConfig(ABC):
         Raises:
             ConfigError: num_transformer_submodules is not known yet.
         """
-        (submodules,) = self._known("total_virtual_tokens", "num_transformer_submodules")
+        (submodules,) = self.known("total_virtual_tokens", "num_transformer_submodules")
         return self.num_virtual_tokens * submodules
 
     def to_dict(self) -> dict[str, Any]:
@@ -315,7 +274,8 @@ class PromptLearningConfig(ABC):
         """
         return cls.from_json_file(Path(directory) / CONFIG_NAME)
 
-    def _known(self, purpose: str, *names: str) -> list[int]:
+    def known(self, purpose: str, *names: str) -> list[int]:
+        """The sizes of these names, or a ConfigError that says for what purpose which of them is missing."""
         missing = [name for name in names if getattr(self, name) is None]
         if missing:
             raise ConfigError(
@@ -399,15 +359,6 @@ class PrefixTuningConfig(PromptLearningConfig):
     def _check_as_hf(self) -> None:
         """HF checks nothing more."""
 
-    def _own_sizes(self, base: Mapping[str, Any]) -> dict[str, Any]:
-        """Steps 2 and 3 of `fill_in`."""
-        token_dim, heads = self._known("fill_in", "token_dim", "num_attention_heads")
-        if "num_key_value_heads" in base:
-            heads, head_dim = _key_value_heads(base, token_dim // heads)
-            token_dim = head_dim * heads
-        hidden = token_dim if self.encoder_hidden_size is None else self.encoder_hidden_size
-        return {"token_dim": token_dim, "num_attention_heads": heads, "encoder_hidden_size": hidden}
-
     def required_encoder_hidden_size(self) -> int:
         """`encoder_hidden_size` if given, else `token_dim` (CF-4).
 
@@ -436,7 +387,7 @@ class PrefixTuningConfig(PromptLearningConfig):
         Raises:
             ConfigError: num_layers or token_dim is not known yet.
         """
-        layers, token_dim = self._known("prefix_embedding_dim", "num_layers", "token_dim")
+        layers, token_dim = self.known("prefix_embedding_dim", "num_layers", "token_dim")
         return layers * 2 * token_dim
 
     @property
@@ -450,7 +401,7 @@ class PrefixTuningConfig(PromptLearningConfig):
             ConfigError: token_dim or num_attention_heads is not known yet, or the one does not divide the
                 other.
         """
-        token_dim, heads = self._known("head_dim", "token_dim", "num_attention_heads")
+        token_dim, heads = self.known("head_dim", "token_dim", "num_attention_heads")
         if token_dim % heads:
             raise ConfigError(
                 f"token_dim must be divisible by num_attention_heads, but {token_dim} is not divisible by "
@@ -462,94 +413,6 @@ class PrefixTuningConfig(PromptLearningConfig):
 _CLASSES: dict[str, type[PromptLearningConfig]] = {
     method.METHOD: method for method in (PromptTuningConfig, PrefixTuningConfig)
 }
-
-_SIZE_KEYS = {
-    "num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
-    "token_dim": ("hidden_size", "n_embd", "d_model"),
-    "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"),
-}
-"""Where each size stands in the configurations of base models; the first key that is there counts (CF-3)."""
-
-Config = TypeVar("Config", bound=PromptLearningConfig)
-
-
-def fill_in(config: Config, base_config: Mapping[str, Any]) -> Config:
-    """Return `config` with the sizes that are None taken from the base model's configuration (CF-3, CF-4).
-
-    `base_config` is the base model's `config.json` as a dictionary, complete: HF sees the defaults of the
-    model's configuration class too (`ModelConfig.hf` holds them). If it has a `text_config`, that part
-    counts. Then, in order:
-
-    1. num_layers, token_dim, num_attention_heads: from the first key of `_SIZE_KEYS` that is there.
-    2. For prefix tuning, if there is `num_key_value_heads`: num_attention_heads = kv_heads, token_dim =
-       kv_heads · head_dim, *whatever the caller gave*.
-    3. For prefix tuning, encoder_hidden_size = token_dim.
-    4. num_transformer_submodules = 2 if task_type is SEQ_2_SEQ_LM, else 1.
-
-    Filling in twice changes nothing more, unless the base model has a `per_layer_config` but no `head_dim`:
-    the second time, as in HF, the width of a head is computed from the sizes of the first.
-
-    Source: `_prepare_prompt_learning_config` in peft 0.21.2, `peft/utils/other.py`; step 4 is in
-    `PeftModel._setup_prompt_encoder`, `peft/peft_model.py`.
-
-    Raises:
-        ConfigError: a size stands under no known key (HF's words), or is not a size (stricter).
-
-    How others differ: HF changes `config` itself. Given a configuration *object*, HF asks first for its
-    attribute `num_hidden_layers`, which transformers maps to `n_layer` for GPT-2, to the encoder's layers for
-    T5 and BART; a `config.json` with one of the keys above gives the same. HF also sets `encoder_hidden_size`
-    on a PromptTuningConfig, where it is no field: never used, never written. Ports forget that step 2
-    overwrites, or do step 3 before it.
-    """
-    base = base_config
-    if "text_config" in base:
-        base = base["text_config"]
-        DICTIONARY.check("text_config of the base model", base)
-    sizes: dict[str, Any] = {
-        name: _first_present(name, keys, base)
-        for name, keys in _SIZE_KEYS.items()
-        if getattr(config, name) is None
-    }
-    if config.num_transformer_submodules is None:
-        sizes["num_transformer_submodules"] = 2 if config.task_type == "SEQ_2_SEQ_LM" else 1
-    config = replace(config, **sizes)
-    return replace(config, **config._own_sizes(base))
-
-
-def _first_present(name: str, keys: tuple[str, ...], base: Mapping[str, Any]) -> Any:
-    for key in keys:
-        if key in base:
-            return base[key]
-    raise ConfigError(f"Please specify `{name}` in `peft_config`")
-
-
-def _key_value_heads(base: Mapping[str, Any], default_head_dim: int) -> tuple[int, int]:
-    """The key/value heads and their width; if the layers differ, those of the widest heads (CF-3)."""
-    heads, head_dim = base["num_key_value_heads"], base.get("head_dim")
-    if base.get("global_head_dim") is not None:
-        heads, head_dim = base.get("num_global_key_value_heads") or heads, base["global_head_dim"]
-    elif base.get("per_layer_config") is not None:
-        heads, head_dim = _widest_heads(base, default_head_dim)
-    elif head_dim is None:
-        head_dim = default_head_dim
-    SIZE.check("num_key_value_heads of the base model", heads)
-    SIZE.check("head_dim of the base model", head_dim)
-    return heads, head_dim
-
-
-def _widest_heads(base: Mapping[str, Any], default_head_dim: int) -> tuple[Any, Any]:
-    base_heads = base["num_key_value_heads"]
-    base_head_dim = base.get("head_dim", default_head_dim)
-    SIZE.check("head_dim of the base model", base_head_dim)
-    DICTIONARY.check("per_layer_config of the base model", base["per_layer_config"])
-    heads, head_dim = base_heads, base_head_dim
-    for layer, overrides in base["per_layer_config"].items():
-        DICTIONARY.check(f"per_layer_config[{layer!r}] of the base model", overrides)
-        layer_head_dim = overrides.get("head_dim", base_head_dim)
-        SIZE.check(f"per_layer_config[{layer!r}]['head_dim'] of the base model", layer_head_dim)
-        if layer_head_dim > head_dim:
-            heads, head_dim = overrides.get("num_key_value_heads", base_heads), layer_head_dim
-    return heads, head_dim
 
 
 def _own(value: Any) -> Any:

@@ -124,7 +124,9 @@ def causal_lm_loss(
     counts, the answer is NaN, as torch's.
     """
     nothing = np.full((labels.shape[0], 1), IGNORE_INDEX, labels.dtype, like=labels)
-    shifted = np.concatenate([labels[:, 1:], nothing], axis=1)  # (batch, query): the last position predicts nothing
+    shifted = np.concatenate(
+        [labels[:, 1:], nothing], axis=1
+    )  # (batch, query): the last position predicts nothing
     counted = shifted != IGNORE_INDEX
     losses = log_sum_exp(logits) - np.pick(logits, np.where(counted, shifted, 0))
     losses = np.where(counted, losses, 0.0)

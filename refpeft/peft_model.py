@@ -21,8 +21,9 @@ from jaxtyping import Float, Int, Shaped
 from refpeft import arrays as np
 from refpeft import checkpoint, masks, ops, prefix_encoder, prompt_embedding
 from refpeft.arrays import Array, Parameters
-from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, fill_in
+from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
 from refpeft.errors import CheckpointError, ConfigError, InputError
+from refpeft.fill_in import fill_in
 from refpeft.steps import step
 from refpeft.torch_random import Generator
 from refpeft.transformer import heads, stack

@@ -1,6 +1,6 @@
 """What a step is: a decision that a port can get wrong, as a small function with a name and a clause label.
 
-    @step("prefix.key", clause="PX-2", stage="prefix.layers.{layer}.key", axes="batch kv_heads virtual head_dim")
+    @step("prefix.key", clause="PX-4", stage="prefix.layers.{layer}.key", axes="batch kv_heads virtual head_dim")
     def key(rows, layer): ...
 
 One mechanism, four uses: the body is the *definition* that people read; inside `recording()` each step's result is

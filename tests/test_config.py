@@ -18,9 +18,9 @@ from refpeft.config import (
     PrefixTuningConfig,
     PromptLearningConfig,
     PromptTuningConfig,
-    fill_in,
 )
 from refpeft.errors import ConfigError
+from refpeft.fill_in import fill_in
 
 CLASSES = (PromptTuningConfig, PrefixTuningConfig)
 SHARED_DEFAULTS = {

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from refpeft import arrays
 from refpeft.oracle.questions import GRADIENTS, Answer, Arithmetic, Ask, answer
-from refpeft.oracle.vectors import Vector, golden_directory
+from refpeft.oracle.vectors import Vector, all_vectors, golden_directory
 from refpeft.steps import definition, replaced
 
 FORWARD_MULTIPLIER = 8.0
@@ -304,14 +304,14 @@ def floors(vector: Vector, profile: Profile) -> Mapping[str, Floor]:
     return measure(ask_of(vector), profile)
 
 
-def floors_document(vectors: Sequence[Vector]) -> bytes:
+def floors_document(golden: Path | None = None) -> bytes:
     """The contents of golden/floors.json: for every case and profile, the floors of the tensors it compares."""
 
     def rounded(floor: Floor) -> Floor:
         return Floor(float(f"{floor.norm:.3g}"), float(f"{floor.largest:.3g}"))
 
     cases = {}
-    for vector in vectors:
+    for vector in all_vectors(golden):
         compared = {name for name, tensor in vector.case.tensors.items() if tensor.kind == "composite"}
         by_profile = {}
         for profile in PROFILES.values():

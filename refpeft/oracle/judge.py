@@ -15,6 +15,7 @@ import msgspec
 import numpy
 
 from refpeft import __version__
+from refpeft.errors import CheckpointError
 from refpeft.oracle import budget, questions
 from refpeft.oracle.budget import Floor, Profile
 from refpeft.oracle.compare import Difference, Validity, compare, compare_document, missing, read_adapter
@@ -139,8 +140,11 @@ def judge_one(
     if failures is not None and verdict not in ("CONFORMS", "SKIPPED"):
         from refpeft.oracle.reproduce import write_failure
 
-        directory = write_failure(failures, vector, request, reply, result)
-        result = msgspec.structs.replace(result, reproduce=str(directory))
+        try:
+            directory = write_failure(failures, vector, request, reply, result)
+            result = msgspec.structs.replace(result, reproduce=str(directory))
+        except CheckpointError as error:
+            result = msgspec.structs.replace(result, detail=f"{result.detail}\n{error}".strip())
     return result
 
 

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
@@ -331,19 +331,10 @@ class ReferencePort:
 
     def ask(self, ask: Ask, request: RunCommand) -> Reply:
         """Answer by the specification; see `Port.ask`."""
-        given = questions.answer(
-            Ask(
-                ask.question,
-                ask.method,
-                ask.config,
-                ask.arguments,
-                ask.inputs,
-                ask.model,
-                ask.adapter,
-                Path(request.output),
-            ),
-            Arithmetic(request.dtype),
-        )
+        try:
+            given = questions.answer(replace(ask, output=Path(request.output)), Arithmetic(request.dtype))
+        except RefpeftError as error:
+            return Reply("ERRORED", message=f"{type(error).__name__}: {error}", detail=traceback.format_exc())
         return Reply("ANSWERED", given)
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,9 @@ import numpy
 
 from refpeft import arrays, checkpoint, masks, peft_model, prefix_encoder, prompt_embedding
 from refpeft.arrays import Array
-from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, fill_in
+from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
 from refpeft.errors import ConfigError, InputError
+from refpeft.fill_in import fill_in
 from refpeft.steps import STEPS, Step, recording, scope
 from refpeft.torch_random import Generator, embedding, linear
 from refpeft.transformer import block, stack
@@ -195,7 +197,9 @@ def _random(ask: Ask, arithmetic: Arithmetic) -> Answer:
 
 def _resolve(ask: Ask, arithmetic: Arithmetic) -> Answer:
     try:
-        config = PromptLearningConfig.from_dict(dict(ask.arguments["config"]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # unknown keys are part of the question
+            config = PromptLearningConfig.from_dict(dict(ask.arguments["config"]))
         if ask.arguments.get("base_config") is not None:
             config = fill_in(config, ask.arguments["base_config"])
     except ConfigError as error:

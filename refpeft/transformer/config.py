@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refpeft.config import BOOLEAN, CONFIG_NAME, SIZE, STRING, Rule, is_integer
+from refpeft.config import CONFIG_NAME
 from refpeft.errors import ConfigError
 from refpeft.files import read_json_object
+from refpeft.rules import BOOLEAN, SIZE, STRING, Rule, is_integer
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ModelConfig:
 
     hf: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
     """The `config.json`, completed with the defaults of HF's configuration class and with
-    `num_hidden_layers`: what `refpeft.config.fill_in` needs to find what HF finds."""
+    `num_hidden_layers`: what `refpeft.fill_in.fill_in` needs to find what HF finds."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refpeft.config import PrefixTuningConfig, PromptTuningConfig, fill_in
+from refpeft.config import PrefixTuningConfig, PromptTuningConfig
+from refpeft.fill_in import fill_in
 from refpeft.errors import ConfigError
 from refpeft.transformer.config import ModelConfig
 

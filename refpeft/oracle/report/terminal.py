@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -82,14 +81,14 @@ def _grouped(failed: Sequence[CaseResult]) -> list[list[CaseResult]]:
     return list(groups.values())
 
 
-def _block(group: Sequence[CaseResult]) -> RenderableType:
+def _block(group: Sequence[CaseResult]) -> Text:
     case = group[0]
-    lines = Text()
+    lines = Text("\n")
     lines.append(f"✗ {case.case.split('/', 1)[1]}", "bold red")
     lines.append(f"  {case.profile}  {case.verdict}\n")
     first = case.first
     if first is None:
-        lines.append(f"  {case.message}\n")
+        lines.append(f"  {case.message}\n".replace("\n", "\n  ").removesuffix("  "))
         if case.detail:
             lines.append("    " + case.detail.replace("\n", "\n    ") + "\n", "dim")
     else:
@@ -116,7 +115,7 @@ def _block(group: Sequence[CaseResult]) -> RenderableType:
     lines.append(f"  → refpeft explain {topic}\n", "cyan")
     if case.reproduce:
         lines.append(f"  → {case.reproduce}\n", "cyan")
-    return Padding(lines, (1, 0, 0, 0))
+    return lines
 
 
 def _before(case: CaseResult) -> str:
