@@ -76,6 +76,12 @@ def load(directory: str | Path) -> tuple[PromptLearningConfig, NDArray[Any]]:
             f"'{path}' has no tensor '{TENSOR}'; it holds {', '.join(sorted(tensors)) or 'none'}. HF peft saves one "
             f"tensor of that name: the prompt's table, or the flat prefix after any projection."
         )
+    further = sorted(set(tensors) - {TENSOR})
+    if further:
+        raise CheckpointError(
+            f"'{path}' also holds {', '.join(further[:5])}{' …' if len(further) > 5 else ''}: modules that were trained beside the "
+            "virtual tokens. refpeft does not load them, and without them its answers would not be HF's."
+        )
     tensor = tensors[TENSOR]
     if str(tensor.dtype) not in FLOATING or tensor.ndim != 2:
         raise CheckpointError(

@@ -269,6 +269,11 @@ def _prepared(base: BaseModel, config: PromptLearningConfig) -> PromptLearningCo
             f"task_type is {config.task_type!r}; this version of refpeft computes CAUSAL_LM. "
             "(With None, HF's get_peft_model raises KeyError and its PeftModel never injects the prompt.)"
         )
+    if config.modules_to_save:
+        raise ConfigError(
+            f"modules_to_save is {config.modules_to_save}; refpeft trains and loads the virtual tokens alone, and without these "
+            "modules its answers would not be HF's. Leave it out."
+        )
     filled = fill_in(config, base.config.hf)
     model = base.config
     key_values = model.num_key_value_heads * model.head_dim

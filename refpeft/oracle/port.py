@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -64,6 +64,7 @@ class Reply:
     """A traceback, the last lines of standard error, an address."""
 
 
+@runtime_checkable
 class Port(Protocol):
     """Anything that can be asked."""
 

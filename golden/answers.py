@@ -1,0 +1,362 @@
+"""Asks HF each question: inputs drawn from the recipe's seed, answers in true float64, and again in plain float32."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from hf import (
+    Tensors,
+    arithmetic,
+    attention_hooks,
+    keep_prefix,
+    load_base,
+    ordered,
+    set_parameters,
+    watched,
+    watched_attention,
+    without_adapter,
+)
+from models import on_grid
+from peft import (
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from peft.utils.other import _prepare_prompt_learning_config
+from recipes import PREFIX, PROMPT, Recipe, Text
+from transformers import AutoTokenizer, DynamicCache
+
+CONFIGS = {PROMPT: PromptTuningConfig, PREFIX: PrefixTuningConfig}
+EMBEDDING = "prompt_encoder.embedding.weight"
+PADDING = (0, 3, 1, 4, 2)
+"""How many positions of each row are padding; a single row has 2."""
+
+
+@dataclass
+class Answer:
+    """What HF answers to a recipe, and what it was asked."""
+
+    inputs: Tensors = field(default_factory=dict)
+    double: Tensors = field(default_factory=dict)
+    """In true float64, in the order of computation."""
+    single: Tensors = field(default_factory=dict)
+    """The same in plain float32."""
+    config: dict[str, Any] | None = None
+    """The adapter's configuration as HF fills it in and writes it."""
+    model: dict[str, Any] | None = None
+    """The base model's configuration."""
+    document: dict[str, Any] | None = None
+    adapter: dict[str, bytes] = field(default_factory=dict)
+
+
+def answer(recipe: Recipe) -> Answer:
+    """HF's answer. The current directory must be that of the base models."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # dropped positions, unknown keys: part of what is asked
+        return _QUESTIONS[recipe.question](recipe)
+
+
+def _adapted(recipe: Recipe, dtype: torch.dtype = torch.float32) -> PeftModel:
+    config = CONFIGS[recipe.method](task_type="CAUSAL_LM", **(recipe.config or {}))
+    return get_peft_model(load_base(str(recipe.model), dtype), config).to(dtype).eval()
+
+
+def _written(config: PeftConfig) -> dict[str, Any]:
+    """The adapter_config.json that HF writes."""
+    with tempfile.TemporaryDirectory() as directory:
+        config.save_pretrained(directory)
+        values: dict[str, Any] = json.loads(Path(directory, "adapter_config.json").read_text())
+        return values
+
+
+def _described(recipe: Recipe, model: PeftModel) -> Answer:
+    return Answer(
+        config=_written(model.peft_config["default"]), model=model.get_base_model().config.to_dict()
+    )
+
+
+def _draw(generator: torch.Generator, scale: float, *shape: int) -> torch.Tensor:
+    return on_grid(torch.randn(shape, generator=generator, dtype=torch.float64) * scale)
+
+
+def _draw_parameters(recipe: Recipe, model: PeftModel, generator: torch.Generator) -> Tensors:
+    """Trainable values under HF's names: large enough to show mistakes, zero only where the recipe says so."""
+    zeroed = recipe.config is not None and recipe.config.get("init_weights") == "zero"
+    projected = any("transform" in name for name, _ in model.named_parameters())
+    drawn: Tensors = {}
+    for name, parameter in model.named_parameters():
+        if not name.startswith("prompt_encoder."):
+            continue
+        scale = 0.7 if recipe.method == PROMPT else 1.0
+        if "transform" in name:
+            scale = 0.3 if name.endswith("bias") else 1.4 / math.sqrt(parameter.shape[1])
+        tensor = _draw(generator, scale, *parameter.shape)
+        if zeroed and ("transform.2" in name or not projected):
+            tensor = torch.zeros_like(tensor)
+        drawn[without_adapter(name)] = tensor
+    return drawn
+
+
+def _padding_mask(text: Text) -> torch.Tensor:
+    mask = torch.ones(text.batch, text.tokens, dtype=torch.int64)
+    for row, count in enumerate(PADDING[: text.batch] if text.batch > 1 else (2,)):
+        if text.padding == "left":
+            mask[row, :count] = 0
+        elif text.padding == "right" and count:
+            mask[row, -count:] = 0
+    return mask
+
+
+def _draw_text(text: Text, vocabulary: int, generator: torch.Generator) -> Tensors:
+    """Token ids, and the mask, labels and positions that the recipe gives. Padding never counts in the loss."""
+    mask = _padding_mask(text)
+    ids = torch.randint(0, vocabulary, (text.batch, text.tokens), generator=generator)
+    drawn = {"input_ids": ids}
+    if text.padding:
+        drawn["attention_mask"] = mask.to(torch.bool) if text.boolean else mask
+    if text.labels:
+        labels = ids.masked_fill(mask == 0, -100)
+        if text.labels == "some":
+            labels[:, :3] = -100
+            labels[0, text.tokens - 2] = -100
+        drawn["labels"] = labels
+    if text.positions == "cumsum":
+        drawn["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    elif text.positions == "given":
+        steps = torch.arange(text.tokens).flip(0)
+        drawn["position_ids"] = torch.stack([steps + 2 * row for row in range(text.batch)])
+    return drawn
+
+
+def _text_of(inputs: Mapping[str, torch.Tensor]) -> Tensors:
+    return {n: inputs[n] for n in ("input_ids", "attention_mask", "labels", "position_ids") if n in inputs}
+
+
+def _run(model: PeftModel, inputs: Tensors, dtype: torch.dtype, gradients: bool) -> Tensors:
+    """One forward pass of an adapted model, every stage kept; and one back, if gradients are wanted."""
+    with arithmetic(dtype), watched(model, inputs["input_ids"].shape[0]) as seen:
+        output = model(**_text_of(inputs))
+        seen["logits"] = output.logits.detach()
+        if "labels" in inputs:
+            seen["loss"] = output.loss.detach()
+        if gradients:
+            output.loss.backward()
+    if gradients:
+        for name, parameter in model.named_parameters():
+            if name.startswith("prompt_encoder."):
+                seen["gradients." + without_adapter(name)] = parameter.grad.detach()
+    return ordered(seen, model.get_base_model().config.n_layer)
+
+
+def _parameters_of(inputs: Mapping[str, torch.Tensor]) -> Tensors:
+    return {n.removeprefix("parameters."): t for n, t in inputs.items() if n.startswith("parameters.")}
+
+
+def _forward(recipe: Recipe) -> Answer:
+    """`inputs`, `forward` and `gradients`: one pass through the adapted model."""
+    assert recipe.text
+    generator = torch.Generator().manual_seed(recipe.seed)
+    model = _adapted(recipe)
+    result = _described(recipe, model)
+    parameters = _draw_parameters(recipe, model, generator)
+    text = _draw_text(recipe.text, model.get_base_model().config.vocab_size, generator)
+    result.inputs = {**{"parameters." + name: value for name, value in parameters.items()}, **text}
+    for dtype in (torch.float64, torch.float32):
+        model = _adapted(recipe, dtype)
+        set_parameters(model, parameters)
+        stages = _run(model, result.inputs, dtype, recipe.question == "gradients")
+        if recipe.question == "inputs":
+            wanted = ("inputs.", "prompt.", "decoder.embeddings", "decoder.visible")
+            stages = {name: tensor for name, tensor in stages.items() if name.startswith(wanted)}
+        _store(result, dtype, stages)
+    return result
+
+
+def _store(result: Answer, dtype: torch.dtype, tensors: Tensors) -> None:
+    if dtype is torch.float64:
+        result.double = tensors
+    else:
+        result.single = tensors
+
+
+def _prefix_encode(recipe: Recipe) -> Answer:
+    generator = torch.Generator().manual_seed(recipe.seed)
+    model = _adapted(recipe)
+    result = _described(recipe, model)
+    parameters = _draw_parameters(recipe, model, generator)
+    result.inputs = {"parameters." + name: value for name, value in parameters.items()}
+    batch_size = recipe.arguments["batch_size"]
+    for dtype in (torch.float64, torch.float32):
+        model = _adapted(recipe, dtype)
+        set_parameters(model, parameters)
+        with arithmetic(dtype), watched(model, batch_size) as seen:
+            keep_prefix(model.get_prompt(batch_size), batch_size, seen.__setitem__)
+        detached = {name: tensor.detach() for name, tensor in seen.items()}
+        _store(result, dtype, ordered(detached, model.get_base_model().config.n_layer))
+    return result
+
+
+def _attention(recipe: Recipe) -> Answer:
+    """One `GPT2Attention`, given normed hidden states, a cache that holds the prefix, and HF's additive mask."""
+    assert recipe.text
+    assert recipe.config
+    text, layer, virtual = recipe.text, recipe.arguments["layer"], recipe.config["num_virtual_tokens"]
+    generator = torch.Generator().manual_seed(recipe.seed)
+    config = load_base(str(recipe.model), torch.float32).config
+    heads, width = config.n_head, config.n_embd // config.n_head
+    inputs = {"hidden": _draw(generator, 1.0, text.batch, text.tokens, config.n_embd)}
+    for half in ("key", "value") if virtual else ():
+        inputs[f"past.{half}"] = _draw(generator, 1.0, text.batch, heads, virtual, width)
+    causal = torch.ones(text.tokens, virtual + text.tokens, dtype=torch.bool).tril(virtual)
+    keys = torch.cat([torch.ones(text.batch, virtual, dtype=torch.int64), _padding_mask(text)], dim=1)
+    inputs["visible"] = causal[None] & (keys != 0)[:, None, :]
+    result = Answer(inputs=inputs, model=config.to_dict())
+    for dtype in (torch.float64, torch.float32):
+        attention = load_base(str(recipe.model), dtype).transformer.h[layer].attn
+        cache = DynamicCache()
+        if virtual:
+            cache.update(inputs["past.key"].to(dtype), inputs["past.value"].to(dtype), layer)
+        minimum = torch.finfo(dtype).min
+        mask = torch.zeros(inputs["visible"].shape, dtype=dtype).masked_fill(~inputs["visible"], minimum)
+        seen: Tensors = {}
+        handles = list(attention_hooks(attention, seen.__setitem__))
+        with arithmetic(dtype), watched_attention(seen.__setitem__):
+            attention(inputs["hidden"].to(dtype), past_key_values=cache, attention_mask=mask[:, None])
+        for handle in handles:
+            handle.remove()
+        _store(result, dtype, ordered({n: t.detach().clone() for n, t in seen.items()}, config.n_layer))
+    return result
+
+
+def _mask(recipe: Recipe) -> Answer:
+    """The mask that PEFT hands the base model; any model and method that has as many virtual tokens would do."""
+    assert recipe.text
+    generator = torch.Generator().manual_seed(recipe.seed)
+    text = _draw_text(recipe.text, 53, generator)
+    asked = Recipe(
+        PREFIX, "", "", "", "", "gpt2-even", {"num_virtual_tokens": recipe.arguments["num_virtual_tokens"]}
+    )
+    stages = _run(_adapted(asked, torch.float64), text, torch.float64, gradients=False)
+    name = "inputs.attention_mask"
+    return Answer({"attention_mask": text["attention_mask"]}, {name: stages[name]}, {name: stages[name]})
+
+
+def _init(recipe: Recipe) -> Answer:
+    config = CONFIGS[recipe.method](task_type="CAUSAL_LM", **(recipe.config or {}))
+    base = load_base(str(recipe.model), torch.float32)
+    torch.manual_seed(recipe.arguments["seed"])
+    model = get_peft_model(base, config)
+    result = _described(recipe, model)
+    for name, parameter in model.named_parameters():
+        if name.startswith("prompt_encoder."):
+            result.double["parameters." + without_adapter(name)] = parameter.detach().double()
+    result.single = result.double
+    if "tokenizer" in recipe.arguments:
+        ids = AutoTokenizer.from_pretrained(config.tokenizer_name_or_path)(config.prompt_tuning_init_text)
+        result.inputs["text_token_ids"] = torch.tensor(ids["input_ids"])
+    return result
+
+
+def _random(recipe: Recipe) -> Answer:
+    result = Answer()
+    torch.manual_seed(recipe.arguments["seed"])
+    for i, draw in enumerate(recipe.arguments["draws"]):
+        match draw["kind"]:
+            case "normal":
+                result.double[f"draws.{i}"] = torch.empty(draw["shape"]).normal_()
+            case "uniform":
+                result.double[f"draws.{i}"] = torch.empty(draw["shape"]).uniform_()
+            case "randint":
+                result.double[f"draws.{i}"] = torch.randint(draw["low"], draw["high"], draw["shape"])
+            case "embedding":
+                result.double[f"draws.{i}.weight"] = torch.nn.Embedding(
+                    draw["rows"], draw["columns"]
+                ).weight.detach()
+            case "linear":
+                layer = torch.nn.Linear(draw["inputs"], draw["outputs"])
+                result.double[f"draws.{i}.weight"] = layer.weight.detach()
+                result.double[f"draws.{i}.bias"] = layer.bias.detach()
+    result.double = {n: t.double() if t.is_floating_point() else t for n, t in result.double.items()}
+    result.single = result.double
+    return result
+
+
+def _resolve(recipe: Recipe) -> Answer:
+    """HF's own reading of an adapter_config.json, its rule for the base model's sizes, and the rule of submodules.
+
+    The latter is one line of `PeftModel._setup_prompt_encoder`, which only runs on a whole model.
+    """
+    base = recipe.arguments["base_config"]
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "adapter_config.json").write_text(json.dumps(recipe.arguments["config"]))
+        try:
+            config = PeftConfig.from_pretrained(directory)
+            config = config if base is None else _prepare_prompt_learning_config(config, base)
+        except (ValueError, TypeError, KeyError):
+            return Answer(document={"rejected": True})
+    if base is not None and config.num_transformer_submodules is None:
+        config.num_transformer_submodules = 2 if config.task_type == "SEQ_2_SEQ_LM" else 1
+    return Answer(document={"config": _written(config)})
+
+
+def _load(recipe: Recipe) -> Answer:
+    """An adapter that HF trains in float32 and saves; then HF loads it into a float64 base."""
+    assert recipe.text
+    generator = torch.Generator().manual_seed(recipe.seed)
+    model = _adapted(recipe)
+    set_parameters(model, _draw_parameters(recipe, model, generator))
+    result = _described(recipe, model)
+    result.config = None  # the port reads it in the adapter
+    result.inputs = _draw_text(recipe.text, model.get_base_model().config.vocab_size, generator)
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            result.adapter[name] = Path(directory, name).read_bytes()
+        for dtype in (torch.float64, torch.float32):
+            base = load_base(str(recipe.model), dtype)
+            loaded = PeftModel.from_pretrained(base, directory).to(dtype).eval()
+            _store(result, dtype, _run(loaded, result.inputs, dtype, gradients=False))
+    return result
+
+
+def _save(recipe: Recipe) -> Answer:
+    generator = torch.Generator().manual_seed(recipe.seed)
+    model = _adapted(recipe)
+    result = _described(recipe, model)
+    parameters = _draw_parameters(recipe, model, generator)
+    result.inputs = {"parameters." + name: value for name, value in parameters.items()}
+    for dtype in (torch.float64, torch.float32):
+        model = _adapted(recipe, dtype)
+        set_parameters(model, parameters)
+        with arithmetic(dtype):
+            _store(result, dtype, dict(get_peft_model_state_dict(model)))
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        result.document = {"config": json.loads(Path(directory, "adapter_config.json").read_text())}
+    return result
+
+
+_QUESTIONS: dict[str, Callable[[Recipe], Answer]] = {
+    "config.resolve": _resolve,
+    "random": _random,
+    "init": _init,
+    "mask": _mask,
+    "prefix.encode": _prefix_encode,
+    "inputs": _forward,
+    "attention": _attention,
+    "forward": _forward,
+    "gradients": _forward,
+    "checkpoint.load": _load,
+    "checkpoint.save": _save,
+}

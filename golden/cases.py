@@ -1,0 +1,218 @@
+"""HF's answer to a recipe -> the case and the tensors that are kept, in the golden-vector format."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import peft
+import torch
+import transformers
+from answers import EMBEDDING, Answer, answer
+from hf import float32_valued
+from numpy.typing import NDArray
+from recipes import PREFIX, PROMPT, Recipe
+
+from refpeft.oracle.questions import is_required, step_of
+from refpeft.oracle.vectors import FORMAT, Case, Kind, Tensor
+
+Arrays = dict[str, NDArray[Any]]
+
+VERSIONS = {
+    "torch": torch.__version__.split("+")[0],
+    "transformers": transformers.__version__,
+    "peft": peft.__version__,
+}
+WITHOUT_MODEL = ("prefix.encode", "checkpoint.save", "mask", "random", "config.resolve")
+"""Questions that a port answers without the base model."""
+ALL_STAGES = ("inputs", "prefix.encode")
+"""Questions small enough to keep every stage."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A golden vector in memory."""
+
+    case: Case
+    inputs: Arrays
+    expected: Arrays
+    adapter: dict[str, bytes]
+
+
+def make(recipe: Recipe) -> Made:
+    """Ask HF, and keep what the recipe says."""
+    given = answer(recipe)
+    rejected = given.document == {"rejected": True}
+    assert rejected == recipe.name.startswith("rejected-"), (
+        f"{recipe.id}: HF {'rejects' if rejected else 'accepts'} it"
+    )
+    dims = _dims(recipe, given)
+    kept = {name: value for name, value in given.double.items() if _is_kept(recipe, name)}
+    tensors = {name: _tensor(recipe, given, name, dims) for name in kept}
+    case = Case(
+        format=FORMAT,
+        id=recipe.id,
+        title=recipe.title,
+        question=recipe.question,
+        method=recipe.method,
+        clauses=recipe.clauses.split(),
+        model=None if recipe.question in WITHOUT_MODEL else recipe.model,
+        config=given.config,
+        arguments=_arguments(recipe),
+        dims=dims,
+        equal_axes=recipe.equal_axes,
+        seed=recipe.seed if given.inputs and recipe.question != "init" else None,
+        versions=VERSIONS,
+        tensors=tensors,
+        document=given.document,
+    )
+    inputs = {name: _array(value) for name, value in given.inputs.items()}
+    return Made(case, inputs, {name: _expected(value) for name, value in kept.items()}, given.adapter)
+
+
+def _is_kept(recipe: Recipe, name: str) -> bool:
+    everything = recipe.stages or recipe.question in ALL_STAGES
+    return everything or is_required(recipe.question, name)
+
+
+def _arguments(recipe: Recipe) -> dict[str, Any]:
+    if recipe.question == "mask":
+        assert recipe.text
+        return {"batch_size": recipe.text.batch, **recipe.arguments}
+    return dict(recipe.arguments)
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    return numpy.ascontiguousarray(tensor.detach().numpy()).reshape(tuple(tensor.shape))
+
+
+def _expected(tensor: torch.Tensor) -> NDArray[Any]:
+    return _array(tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def _tensor(recipe: Recipe, given: Answer, name: str, dims: dict[str, int]) -> Tensor:
+    double, single = given.double[name].detach(), given.single[name].detach()
+    kind, axes = _kind(recipe, name), _axes(recipe, name)
+    assert [dims[axis] for axis in axes] == list(double.shape), (
+        f"{name}: {axes} are not {tuple(double.shape)}"
+    )
+    if kind != "composite":
+        return Tensor(kind, axes)
+    if _is_computed(recipe, name) and bool((double != 0).any()):
+        assert not float32_valued(double), f"HF computed {name} of {recipe.id} in float32"
+    return Tensor(kind, axes, _distance(double, single))
+
+
+def _distance(double: torch.Tensor, single: torch.Tensor) -> float:
+    """‖single − double‖ / ‖double‖, without masked scores, to two digits."""
+    seen = double.abs() < 1e30
+    scale = float(double[seen].norm())
+    difference = float((single.double() - double)[seen].norm())
+    return float(f"{difference / scale if scale else difference:.1e}")
+
+
+def _is_computed(recipe: Recipe, name: str) -> bool:
+    """Whether a composite tensor comes out of arithmetic here: an unprojected prefix is a copy."""
+    projected = bool((recipe.config or {}).get("prefix_projection")) and not (recipe.config or {}).get(
+        "inference_mode"
+    )
+    return projected or not name.startswith(("prefix.", "prompt_embeddings"))
+
+
+def _kind(recipe: Recipe, name: str) -> Kind:
+    if name.startswith("draws."):
+        draw = recipe.arguments["draws"][int(name.split(".")[1])]
+        return "drawn" if draw["kind"] in ("normal", "embedding") else "exact"
+    if name.startswith("parameters."):
+        config = recipe.config or {}
+        copied = config.get("prompt_tuning_init") in ("TEXT", "SAMPLE_VOCAB") and not config.get(
+            "inference_mode"
+        )
+        zero = config.get("init_weights") == "zero" and not config.get("prefix_projection")
+        return "drawn" if EMBEDDING in name and not copied and not zero else "exact"
+    if name == "prompt_embeddings":
+        return "exact" if recipe.method == PROMPT else "composite"
+    step = step_of(name)
+    return step.kind if step else "composite"
+
+
+def _axes(recipe: Recipe, name: str) -> list[str]:
+    if name.startswith("draws."):
+        return _draw_axes(recipe, name)
+    table = ["virtual", "token_dim" if recipe.method == PROMPT else "prefix_width"]
+    if name == "prompt_embeddings":
+        return table
+    plain = name.removeprefix("parameters.").removeprefix("gradients.")
+    config = recipe.config or {}
+    if plain == EMBEDDING:
+        projected = config.get("prefix_projection") and not config.get("inference_mode")
+        return ["virtual", "token_dim"] if projected else table
+    if plain.startswith("prompt_encoder."):
+        return {
+            "transform.0.weight": ["encoder_hidden", "token_dim"],
+            "transform.0.bias": ["encoder_hidden"],
+            "transform.2.weight": ["prefix_width", "encoder_hidden"],
+            "transform.2.bias": ["prefix_width"],
+        }[plain.removeprefix("prompt_encoder.")]
+    step = step_of(name)
+    assert step, f"{name} is no stage"
+    return list(step.axes)
+
+
+def _draw_axes(recipe: Recipe, name: str) -> list[str]:
+    _, index, *part = name.split(".")
+    kind = recipe.arguments["draws"][int(index)]["kind"]
+    if kind == "embedding":
+        return [f"rows_{index}", f"columns_{index}"]
+    if kind == "linear":
+        return [f"outputs_{index}", f"inputs_{index}"][: 2 if part == ["weight"] else 1]
+    shape = recipe.arguments["draws"][int(index)]["shape"]
+    return [f"rows_{index}", f"columns_{index}"] if len(shape) == 2 else [f"values_{index}"]
+
+
+def _dims(recipe: Recipe, given: Answer) -> dict[str, int]:
+    """The size of each axis that the case knows."""
+    dims: dict[str, int] = {}
+    for name, tensor in given.double.items():
+        if name.startswith("draws."):
+            dims |= dict(zip(_draw_axes(recipe, name), tensor.shape, strict=True))
+    virtual = {**(recipe.config or {}), **recipe.arguments}.get("num_virtual_tokens", 0)
+    if virtual:
+        dims["virtual"] = virtual
+    if recipe.text or "batch_size" in recipe.arguments:
+        dims["batch"] = recipe.text.batch if recipe.text else recipe.arguments["batch_size"]
+    if recipe.text:
+        tokens, key = recipe.text.tokens, virtual + recipe.text.tokens
+        dims |= {"tokens": tokens, "query": key if recipe.method == PROMPT else tokens, "key": key}
+    if given.model:
+        dims |= _model_dims(given.model, recipe.question in WITHOUT_MODEL)
+    if recipe.question == "mask":
+        del dims["query"]
+    config = given.config or _saved_config(recipe, given)
+    if config:
+        dims["token_dim"] = config["token_dim"]
+        if recipe.method == PREFIX:
+            dims["prefix_width"] = 2 * config["num_layers"] * config["token_dim"]
+            if config["prefix_projection"] and not config["inference_mode"]:
+                dims["encoder_hidden"] = config["encoder_hidden_size"]
+    return dims
+
+
+def _saved_config(recipe: Recipe, given: Answer) -> dict[str, Any] | None:
+    """The configuration beside the weights, where the case itself has none."""
+    if "adapter_config.json" not in given.adapter:
+        return None
+    config: dict[str, Any] = json.loads(given.adapter["adapter_config.json"])
+    return config
+
+
+def _model_dims(config: dict[str, Any], only_heads: bool) -> dict[str, int]:
+    heads, hidden = config["n_head"], config["n_embd"]
+    dims = {"layers": config["n_layer"], "heads": heads, "kv_heads": heads, "head_dim": hidden // heads}
+    if only_heads:
+        return dims
+    inner = config["n_inner"] or 4 * hidden
+    sizes = {"vocab": config["vocab_size"], "intermediate": inner, "positions": config["n_positions"]}
+    return {**dims, "hidden": hidden, "width": hidden, **sizes}

@@ -1,0 +1,216 @@
+"""Make the golden vectors from the real HF peft (needs the `golden` extra).
+
+python golden/generate.py              make everything anew: models, vectors, floors, manifest
+python golden/generate.py --check      make the values anew and compare them with the stored ones
+python golden/generate.py --manifest   only write manifest.json again
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import msgspec
+import numpy
+import transformers
+from cases import Made, make
+from components import RECIPES
+from models import MODELS, make_model
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from refpeft.files import write_atomically
+from refpeft.oracle import budget
+from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, all_vectors, read_vector
+
+GOLDEN = Path(__file__).resolve().parent
+MANIFEST, FLOORS = "manifest.json", "floors.json"
+TOLERANCE = 1e-12
+"""How far two computers' float64 may be apart, as a normwise relative error."""
+FACTOR = 4.0
+"""How far apart HF's float32 distance may be on two computers."""
+
+
+@contextlib.contextmanager
+def inside(directory: Path) -> Iterator[None]:
+    """Work in a directory, so that models have short names and no file holds a path of this machine."""
+    before = Path.cwd()
+    os.chdir(directory)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    """Every file below a directory, by its relative path."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def files_of(made: Made) -> dict[str, bytes]:
+    """The files of one vector."""
+    text = msgspec.json.format(msgspec.json.encode(made.case), indent=2) + b"\n"
+    files = {"case.json": text}
+    for name, tensors in (("inputs", made.inputs), ("expected", made.expected)):
+        if tensors:
+            files[f"{name}.safetensors"] = save(dict(tensors))
+    files |= {f"adapter/{name}": data for name, data in made.adapter.items()}
+    return {f"vectors/{made.case.id}/{name}": data for name, data in files.items()}
+
+
+def manifest() -> bytes:
+    """The SHA-256 of every file that a wheel carries."""
+    paths = [p for top in ("models", "vectors") for p in (GOLDEN / top).rglob("*") if p.is_file()]
+    paths += [p for p in (GOLDEN / FLOORS,) if p.is_file()]
+    hashes = {p.relative_to(GOLDEN).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+    document = {"format": FORMAT, "dialect": DIALECT, "files": dict(sorted(hashes.items()))}
+    return json.dumps(document, indent=2).encode() + b"\n"
+
+
+def replace_tree(top: str, files: dict[str, bytes]) -> None:
+    """Make the directory `top` hold exactly these files; each changes in one piece."""
+    for name, data in files.items():
+        path = GOLDEN / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_bytes() != data:
+            write_atomically(path, data)
+    for path in sorted((GOLDEN / top).rglob("*"), reverse=True):
+        if path.is_file() and path.relative_to(GOLDEN).as_posix() not in files:
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def generate() -> str:
+    """Make everything; answers one line."""
+    with tempfile.TemporaryDirectory() as directory, inside(Path(directory)):
+        for name in MODELS:
+            make_model(name, Path(name))
+        models = {f"models/{name}": data for name, data in files_below(Path(directory)).items()}
+        made = [make(recipe) for recipe in RECIPES]
+    vectors = {name: data for vector in made for name, data in files_of(vector).items()}
+    replace_tree("models", models)
+    replace_tree("vectors", vectors)
+    write_atomically(GOLDEN / MANIFEST, manifest())
+    write_atomically(GOLDEN / FLOORS, budget.floors_document(list(all_vectors(GOLDEN))))
+    write_atomically(GOLDEN / MANIFEST, manifest())
+    size = sum(map(len, [*models.values(), *vectors.values()]))
+    return f"{len(made)} vectors, {len(MODELS)} models, {size / 1e6:.2f} MB"
+
+
+def check() -> list[str]:
+    """Make the values anew from the stored models; everything that differs from the stored vectors, in words."""
+    problems = check_manifest()
+    stored = {path.parent.relative_to(GOLDEN / "vectors").as_posix() for path in GOLDEN.rglob("case.json")}
+    expected = {recipe.id for recipe in RECIPES}
+    problems += [f"{name} is stored, but no recipe makes it" for name in sorted(stored - expected)]
+    problems += [f"{name} is not stored" for name in sorted(expected - stored)]
+    with inside(GOLDEN / "models"):
+        for recipe in RECIPES:
+            if recipe.id in stored:
+                vector = read_vector(GOLDEN / "vectors" / recipe.id)
+                problems += [f"{recipe.id}: {problem}" for problem in compare(make(recipe), vector)]
+    return problems
+
+
+def check_manifest() -> list[str]:
+    """Hashes that are wrong, files that are missing or stray."""
+    stored = json.loads((GOLDEN / MANIFEST).read_bytes())["files"]
+    actual = json.loads(manifest())["files"]
+    return [
+        f"{name}: {'stray' if name not in stored else 'missing' if name not in actual else 'changed'}"
+        for name in sorted(stored.keys() | actual.keys())
+        if stored.get(name) != actual.get(name)
+    ]
+
+
+def compare(made: Made, vector: Vector) -> list[str]:
+    """How a vector made anew differs from the stored one."""
+    problems = []
+    kinds = {name: tensor.kind for name, tensor in made.case.tensors.items()}
+    for what, new, old in (
+        ("input", made.inputs, vector.inputs),
+        ("expected", made.expected, vector.expected),
+    ):
+        if new.keys() != old.keys():
+            problems.append(f"{what} tensors {sorted(new)} are stored as {sorted(old)}")
+            continue
+        for name in new:
+            exact = what == "input" or kinds[name] == "exact"
+            error = difference(new[name], old[name], exact)
+            if error > (0.0 if exact else TOLERANCE):
+                problems.append(f"{what} {name} is off by {error:.1e}")
+    if not same_case(msgspec.to_builtins(made.case), msgspec.to_builtins(vector.case)):
+        problems.append("case.json differs")
+    for name, data in made.adapter.items():
+        if (vector.directory / "adapter" / name).read_bytes() != data:
+            problems.append(f"adapter/{name} differs")
+    return problems
+
+
+def difference(new: NDArray[Any], old: NDArray[Any], exact: bool) -> float:
+    """The normwise relative error (without masked scores, which must agree); infinite for another shape or dtype."""
+    if new.shape != old.shape or new.dtype != old.dtype:
+        return float("inf")
+    if exact or new.dtype.kind in "iub":
+        return 0.0 if numpy.array_equal(new, old) else float("inf")
+    seen = numpy.abs(old) < 1e30
+    if not numpy.array_equal(new[~seen], old[~seen]):
+        return float("inf")
+    scale = float(numpy.linalg.norm(old[seen]))
+    error = float(numpy.linalg.norm(new[seen] - old[seen]))
+    return error / scale if scale else error
+
+
+def same_case(new: dict[str, Any], old: dict[str, Any]) -> bool:
+    """Whether two cases are the same, HF's float32 distances apart within a factor."""
+    for name, tensor in new["tensors"].items():
+        a = tensor.pop("float32_distance", 0.0)
+        b = old["tensors"].get(name, {}).pop("float32_distance", 0.0)
+        if max(a, b) > FACTOR * min(a, b) and max(a, b) > 1e-7:
+            return False
+    return new == old and list(new["tensors"]) == list(old["tensors"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--check", action="store_true", help="compare with the stored vectors")
+    choice.add_argument("--manifest", action="store_true", help="only write manifest.json again")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", FutureWarning)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    start = time.perf_counter()
+    if arguments.manifest:
+        write_atomically(GOLDEN / MANIFEST, manifest())
+        print("manifest.json written")
+        return 0
+    if arguments.check:
+        problems = check()
+        print(*problems, sep="\n", end="\n" if problems else "")
+        print(f"{len(RECIPES)} vectors, {len(problems)} problems, {time.perf_counter() - start:.0f} s")
+        return 1 if problems else 0
+    print(f"{generate()}, {time.perf_counter() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

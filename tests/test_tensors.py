@@ -1,0 +1,137 @@
+"""safetensors files: what comes back, what is refused and how, and that no reader sees half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refpeft.errors import CheckpointError
+from refpeft.tensors import read_tensors, require_finite, write_tensors
+
+
+def raw(header: Any, data: bytes) -> bytes:
+    """The bytes of a safetensors file with this header."""
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def tensor(dtype: str, shape: list[int], size: int) -> dict[str, Any]:
+    return {"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
+
+
+GOOD = raw(tensor("F32", [2, 3], 24), bytes(24))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float64", "float32", "float16", ml_dtypes.bfloat16, "int64", "int8", "uint8", "bool"]
+)
+def test_what_is_written_is_read(tmp_path: Path, dtype: Any) -> None:
+    values = numpy.arange(6).reshape(2, 3).astype(dtype)
+    write_tensors(
+        tmp_path / "a", {"plain": values, "transposed": values.T, "cut": values[:, ::2], "one": values[1, 2]}
+    )
+    tensors = read_tensors(tmp_path / "a", "the thing")
+    assert {name: (value.shape, value.dtype) for name, value in tensors.items()} == {
+        "plain": ((2, 3), values.dtype),
+        "transposed": ((3, 2), values.dtype),
+        "cut": ((2, 2), values.dtype),
+        "one": ((), values.dtype),
+    }
+    for name, expected in {"plain": values, "transposed": values.T, "cut": values[:, ::2]}.items():
+        numpy.testing.assert_array_equal(tensors[name].astype(float), expected.astype(float))
+    assert tensors["one"] == values[1, 2]
+
+
+def test_metadata_is_written(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a", {"a": numpy.zeros(1)}, metadata={"format": "pt"})
+    data = (tmp_path / "a").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    assert json.loads(data[8 : 8 + length])["__metadata__"] == {"format": "pt"}
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_tensors(tmp_path / "a.safetensors", "the thing")
+    assert str(caught.value) == f"Can't find 'a.safetensors' at '{tmp_path}', which holds the thing."
+
+
+HOSTILE = {
+    "empty": b"",
+    "text": b"version https://git-lfs.github.com/spec/v1\n",
+    "truncated": GOOD[:-1],
+    "too long": GOOD + b"\0",
+    "header beyond the file": struct.pack("<Q", 2**62) + b"{}",
+    "header of 2^64 - 1": struct.pack("<Q", 2**64 - 1) + b"{}",
+    "not JSON": struct.pack("<Q", 4) + b"nope",
+    "not UTF-8": struct.pack("<Q", 4) + b'{"\xff}',
+    "shape beyond the data": raw(tensor("F32", [2**40, 2**40], 24), bytes(24)),
+    "offsets beyond the data": raw(tensor("F32", [2, 3], 2**50), bytes(24)),
+    "overlapping": raw(
+        {**tensor("F32", [2], 8), "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, bytes(12)
+    ),
+    "an unknown dtype": raw(tensor("X9", [4], 4), bytes(4)),
+    "a float8 that NumPy does not have": raw(tensor("F8_E4M3", [4], 4), bytes(4)),
+    "a float8 scale": raw(tensor("F8_E8M0", [4], 4), bytes(4)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_damaged_and_hostile_files(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(HOSTILE[name])
+    with pytest.raises(CheckpointError) as caught:
+        read_tensors(path, "the thing")
+    assert str(caught.value) == (
+        f"'{path}' cannot be read as safetensors ({caught.value.__cause__}). The file of the thing is truncated or "
+        "damaged: copy or write it again."
+    )
+
+
+@given(st.integers(0, len(GOOD) - 1), st.integers(0, 255), st.integers(1, len(GOOD)))
+def test_no_damage_escapes_as_another_error(tmp_path_factory: Any, at: int, byte: int, length: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
+    path.write_bytes((GOOD[:at] + bytes([byte]) + GOOD[at + 1 :])[:length])
+    try:
+        tensors = read_tensors(path, "the thing")
+    except CheckpointError:
+        return
+    assert all(value.size == 6 or value.nbytes == 24 for value in tensors.values())
+
+
+def test_a_failed_write_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors(tmp_path / "a.safetensors", {"a": numpy.zeros(3)})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", ml_dtypes.bfloat16])
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
+def test_weights_must_be_finite(dtype: Any, bad: str) -> None:
+    values = numpy.zeros((2, 3)).astype(dtype)
+    require_finite(values, "wte", Path("file"))
+    values[0, 2] = values[1, 1] = float(bad)
+    with pytest.raises(CheckpointError) as caught:
+        require_finite(values, "wte", Path("file"))
+    assert str(caught.value) == (
+        f"'wte' in 'file' holds 2 NaN or infinite values, the first at index (0, 2): {bad}. "
+        "Weights must be finite; look at how the file was made."
+    )
+
+
+def test_the_largest_numbers_are_finite() -> None:
+    for dtype in (numpy.float64, numpy.float32, numpy.float16):
+        require_finite(numpy.array([numpy.finfo(dtype).max, numpy.finfo(dtype).min]), "wte", Path("file"))
+    require_finite(numpy.array([ml_dtypes.finfo(ml_dtypes.bfloat16).max]), "wte", Path("file"))
