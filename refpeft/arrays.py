@@ -15,6 +15,7 @@ float64, long double, on a GPU, and under simulated rounding.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -27,18 +28,28 @@ from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.tracer import getval as _getval
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+
     Array: TypeAlias = _numpy.ndarray[Any, _numpy.dtype[Any]]
     """An ndarray, a box of autograd, or a registered foreign array. Static checkers see an ndarray."""
 else:
-    from typing import Protocol, runtime_checkable
+    import jaxtyping
 
-    @runtime_checkable
-    class Array(Protocol):
+    class Float(jaxtyping.AbstractDtype):
+        """jaxtyping's Float, and long double, in which the oracle measures how exact float64 is."""
+
+        dtypes = (*jaxtyping.Float.dtypes, "longdouble")
+
+    class _HasShapeAndDtype(type):
+        """What counts as an array: it is asked millions of times while tests run, and a Protocol is slow to answer."""
+
+        def __instancecheck__(cls, x: object) -> bool:
+            return isinstance(x, _numpy.ndarray) or (
+                hasattr(x, "shape") and hasattr(x, "dtype") and hasattr(x, "ndim")
+            )
+
+    class Array(metaclass=_HasShapeAndDtype):
         """An ndarray, a box of autograd, or a registered foreign array. Static checkers see an ndarray."""
-
-        shape: tuple
-        ndim: int
-        dtype: Any
 
 
 Parameters: TypeAlias = Mapping[str, Array]
@@ -52,7 +63,6 @@ sqrt: Callable[[Array], Array] = _traced.sqrt
 square: Callable[[Array], Array] = _traced.square
 reshape: Callable[[Array, Sequence[int]], Array] = _traced.reshape
 swapaxes: Callable[[Array, int, int], Array] = _traced.swapaxes
-transpose: Callable[[Array, Sequence[int]], Array] = _traced.transpose
 
 # ---------------------------------------------------------------- primitives with their own gradients
 
@@ -150,6 +160,20 @@ defvjp(
 
 
 @primitive
+def transpose(x: Array, axes: Sequence[int]) -> Array:
+    """`x` with its axes in another order; autograd's own gradient sorts the order on the host."""
+    return _numpy.transpose(x, tuple(axes))
+
+
+def _transpose_gradient(ans: Array, x: Array, axes: Sequence[int]) -> Callable[[Array], Array]:
+    back = tuple(sorted(range(x.ndim), key=lambda axis: axes[axis] % x.ndim))
+    return lambda g: _numpy.transpose(g, back)
+
+
+defvjp(transpose, _transpose_gradient)
+
+
+@primitive
 def _concatenate(axis: int, *arrays: Array) -> Array:
     return _numpy.concatenate(arrays, axis=axis)
 
@@ -157,9 +181,7 @@ def _concatenate(axis: int, *arrays: Array) -> Array:
 def _concatenate_gradients(argnums: Sequence[int], ans: Array, args: Sequence[Any], kwargs: Any) -> Any:
     axis, arrays = args[0], args[1:]
     before = (slice(None),) * (axis % arrays[0].ndim)
-    starts = [0]
-    for array in arrays:
-        starts.append(starts[-1] + array.shape[axis])
+    starts = [0, *itertools.accumulate(array.shape[axis] for array in arrays)]
     return lambda g: [g[(*before, slice(starts[i - 1], starts[i]))] for i in argnums]
 
 
@@ -244,8 +266,8 @@ def value_of(x: Any) -> Any:
 
 
 def most_negative(dtype: Any) -> float:
-    """The most negative finite number of a floating-point format: what HF's eager mask adds to hide a key."""
-    return float(_numpy.finfo(dtype).min) if _numpy.dtype(dtype).itemsize <= 8 else -1e4932  # long double
+    """What HF's eager mask adds to hide a key: the most negative finite number of the format (at most float64's)."""
+    return float(max(_numpy.finfo(dtype).min, _numpy.finfo(_numpy.float64).min))
 
 
 def value_and_grad(
@@ -301,31 +323,8 @@ def register(array_type: type) -> None:
 
 
 __all__ = [
-    "Array",
-    "Parameters",
-    "arange",
-    "broadcast_to",
-    "cast_to",
-    "concatenate",
-    "constant_max",
-    "exp",
-    "full",
-    "log",
-    "mean",
-    "most_negative",
-    "pick",
-    "primitive",
-    "register",
-    "reshape",
-    "sqrt",
-    "square",
-    "sum",
-    "swapaxes",
-    "take_rows",
-    "tanh",
-    "transpose",
-    "unstack",
-    "value_and_grad",
-    "value_of",
+    "Array", "Float", "Parameters", "arange", "broadcast_to", "cast_to", "concatenate", "constant_max",
+    "exp", "full", "log", "mean", "most_negative", "pick", "primitive", "register", "reshape", "sqrt",
+    "square", "sum", "swapaxes", "take_rows", "tanh", "transpose", "unstack", "value_and_grad", "value_of",
     "where",
-]
+]  # fmt: skip

@@ -7,10 +7,10 @@ specs/notation.md: (batch, heads, query, head_dim), with `key` = virtual + token
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from refpeft import arrays as np
-from refpeft.arrays import Array
+from refpeft.arrays import Array, Float
 from refpeft.ops import linear, softmax
 from refpeft.steps import step
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from jaxtyping import Float
 from numpy.typing import NDArray
 
 from refpeft import prefix_encoder, prompt_embedding
-from refpeft.arrays import Array, Parameters
+from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
 from refpeft.errors import CheckpointError
-from refpeft.tensors import FLOATING, read_tensors, require_finite, write_tensors
+from refpeft.tensors import FLOATING, finite_in, read_tensors, write_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 TENSOR = "prompt_embeddings"
@@ -56,8 +55,10 @@ def save(directory: str | Path, config: PromptLearningConfig, parameters: Parame
         raise CheckpointError(f"Can't write the adapter to '{path}': {error.strerror or error}.") from error
 
 
-def load(directory: str | Path) -> tuple[PromptLearningConfig, NDArray[Any]]:
+def load(directory: str | Path, dtype: Any = "float64") -> tuple[PromptLearningConfig, NDArray[Any]]:
     """Read an adapter directory: its configuration, in inference mode, and its `prompt_embeddings`. Clause CK-3.
+
+    The tensor comes in `dtype`, the base model's.
 
     Raises:
         ConfigError: adapter_config.json is missing or wrong.
@@ -88,8 +89,7 @@ def load(directory: str | Path) -> tuple[PromptLearningConfig, NDArray[Any]]:
             f"'{TENSOR}' in '{path}' is {tensor.dtype} of shape {tensor.shape}; it must be a floating-point matrix with "
             "one row for each virtual token."
         )
-    require_finite(tensor, TENSOR, path)
-    return config, tensor
+    return config, finite_in(tensor, dtype, TENSOR, path)
 
 
 def parameters_from(

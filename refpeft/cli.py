@@ -114,13 +114,14 @@ def check(
     """  # noqa: D301
     import tempfile
 
+    from refpeft.errors import RefpeftError
     from refpeft.oracle.judge import judge, summarise
 
-    patterns = (*patterns, *_failed_before()) if last_failed else patterns
-    vectors = _select(golden, patterns, levels, methods)
+    vectors = _select(golden, patterns, levels, methods, _failed_before() if last_failed else None)
     reached = _reach(port, timeout, validate)
+    partial = bool(golden or patterns or levels or methods or last_failed or fail_fast)
     try:
-        selection = _selection(reached, vectors, profiles, bool(patterns or levels or methods or fail_fast))
+        selection = _selection(reached, vectors, profiles, partial)
         if failures is None and not selection.partial:
             _forget(STATE / "failures")
         cases = []
@@ -130,6 +131,8 @@ def check(
                 cases.append(case)
                 advance()
         results = summarise(reached, selection, cases)
+    except RefpeftError as error:  # of the vectors: whatever a port does is a verdict
+        raise click.UsageError(str(error)) from None
     finally:
         reached.close()
     _remember(results)
@@ -195,7 +198,11 @@ def smoke(timeout: float, port: tuple[str, ...]) -> None:
 
 
 def _select(
-    golden: Path | None, patterns: Sequence[str], levels: Sequence[str], methods: Sequence[str]
+    golden: Path | None,
+    patterns: Sequence[str],
+    levels: Sequence[str],
+    methods: Sequence[str],
+    failed: Sequence[str] | None = None,
 ) -> list[Vector]:
     from refpeft.errors import RefpeftError
     from refpeft.oracle.questions import QUESTIONS
@@ -211,7 +218,10 @@ def _select(
         if (not patterns or any(matches(vector.case.id, pattern) for pattern in patterns))
         and (not levels or QUESTIONS[vector.case.question].level in levels)
         and (not methods or vector.case.method in methods)
+        and (failed is None or vector.case.id in failed)
     ]
+    if not vectors:
+        raise click.UsageError(f"'{golden}' has no golden vectors: no case.json anywhere below vectors/.")
     if not chosen:
         raise click.UsageError(f"No case matches; `refpeft list` shows all {len(vectors)}.")
     return chosen

@@ -7,10 +7,10 @@ Follows HF peft 0.21.2 `peft_model.py` (`PeftModelForCausalLM.forward`) and tran
 from __future__ import annotations
 
 import numpy
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Shaped
 
 from refpeft import arrays as np
-from refpeft.arrays import Array
+from refpeft.arrays import Array, Float
 from refpeft.steps import step
 
 

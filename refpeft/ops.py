@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from refpeft import arrays as np
-from refpeft.arrays import Array
+from refpeft.arrays import Array, Float
 from refpeft.errors import ConfigError
 from refpeft.steps import step
 
@@ -121,7 +121,7 @@ def causal_lm_loss(
 
     Source: transformers 5.23.0 `loss/loss_utils.py`, `ForCausalLMLoss`: shifts the labels left, ignores −100.
     How others differ: the mean is over counted labels of the whole batch, not per row and then over rows. If no label
-    counts, the answer is NaN, as torch's.
+    counts, the answer is NaN and its gradient zero, as torch's.
     """
     nothing = np.full((labels.shape[0], 1), IGNORE_INDEX, labels.dtype, like=labels)
     shifted = np.concatenate(
@@ -129,5 +129,6 @@ def causal_lm_loss(
     )  # (batch, query): the last position predicts nothing
     counted = shifted != IGNORE_INDEX
     losses = log_sum_exp(logits) - np.pick(logits, np.where(counted, shifted, 0))
-    losses = np.where(counted, losses, 0.0)
-    return np.sum(losses) / np.sum(np.cast_to(counted, logits.dtype))
+    count = np.sum(np.cast_to(counted, logits.dtype))
+    mean = np.sum(np.where(counted, losses, 0.0)) / np.where(count > 0, count, 1.0)
+    return np.where(count > 0, mean, math.nan)

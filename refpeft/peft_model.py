@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 
 from refpeft import arrays as np
-from refpeft import checkpoint, masks, ops, prefix_encoder, prompt_embedding
-from refpeft.arrays import Array, Parameters
+from refpeft import checkpoint, inputs, masks, ops, prefix_encoder, prompt_embedding
+from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
-from refpeft.errors import CheckpointError, ConfigError, InputError
+from refpeft.errors import ConfigError, InputError
 from refpeft.fill_in import fill_in
 from refpeft.steps import step
 from refpeft.torch_random import Generator
@@ -183,14 +183,9 @@ class PeftModel:
                 f"The trainable parameters are {', '.join(expected)}; got {', '.join(sorted(parameters)) or 'none'}. "
                 "Give exactly these, each an array."
             )
-        for name, shape in expected.items():
-            value = numpy.asarray(parameters[name])
-            if value.shape != shape:
-                raise InputError(f"'{name}' must have shape {shape}, got {value.shape}.")
-            if not numpy.isfinite(value).all():
-                raise InputError(f"'{name}' holds NaN or infinite values. Parameters must be finite.")
         self._parameters = {
-            name: numpy.asarray(parameters[name]).astype(self.base.dtype) for name in self._parameters
+            name: inputs.checked_parameter(parameters[name], name, shape, self.base.dtype)
+            for name, shape in expected.items()
         }
 
     def num_trainable_parameters(self) -> int:
@@ -211,20 +206,18 @@ class PeftModel:
         Raises:
             ConfigError, CheckpointError: see `refpeft.checkpoint.load`; or the adapter does not fit the base.
         """
-        config, tensor = checkpoint.load(directory)
+        config, tensor = checkpoint.load(directory, base.dtype)
         config = _prepared(base, config)
         parameters = checkpoint.parameters_from(tensor, config, directory)
-        return cls(base, config, {name: value.astype(base.dtype) for name, value in parameters.items()})
+        return cls(base, config, parameters)
 
     def _checked(
         self, input_ids: Any, attention_mask: Any, labels: Any, position_ids: Any
     ) -> tuple[BaseModel, PromptLearningConfig, Array, Array | None, Array | None, Array | None]:
-        virtual = self.config.num_virtual_tokens
-        ids = _checked_ids(input_ids, self.base, virtual)
-        mask = None if attention_mask is None else _checked_mask(attention_mask, ids.shape, virtual)
-        label_ids = (
-            None if labels is None else _checked_labels(labels, ids.shape, self.base.config.vocab_size)
-        )
+        virtual, model = self.config.num_virtual_tokens, self.base.config
+        ids = inputs.checked_ids(input_ids, model, virtual)
+        mask = None if attention_mask is None else inputs.checked_mask(attention_mask, ids.shape, virtual)
+        label_ids = None if labels is None else inputs.checked_labels(labels, ids.shape, model.vocab_size)
         positions = None
         if position_ids is not None and isinstance(self.config, PromptTuningConfig):
             warnings.warn(
@@ -232,7 +225,7 @@ class PeftModel:
                 stacklevel=3,
             )
         elif position_ids is not None:
-            positions = _checked_positions(position_ids, ids.shape, virtual, self.base)
+            positions = inputs.checked_positions(position_ids, ids.shape, virtual, model)
         return self.base, self.config, ids, mask, label_ids, positions
 
 
@@ -298,84 +291,3 @@ def _prepared(base: BaseModel, config: PromptLearningConfig) -> PromptLearningCo
             "the adapter made for another base model?"
         )
     return filled
-
-
-def _integers(value: Any, name: str) -> Array:
-    array = numpy.asarray(value)
-    if array.dtype.kind not in "iu":
-        raise InputError(f"{name} must be integers, got {array.dtype}.")
-    if array.ndim != 2:
-        raise InputError(f"{name} must have shape (batch, tokens), got {array.shape}.")
-    return array.astype(numpy.int64)
-
-
-def _checked_ids(input_ids: Any, base: BaseModel, virtual: int) -> Array:
-    ids = _integers(input_ids, "input_ids")
-    vocabulary, positions = base.config.vocab_size, base.config.max_position_embeddings
-    if ids.size == 0:
-        raise InputError(f"input_ids has shape {ids.shape}; at least one row and one token are needed.")
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        bad = tuple(int(i) for i in numpy.argwhere((ids < 0) | (ids >= vocabulary))[0])
-        raise InputError(
-            f"input_ids[{bad[0]}, {bad[1]}] is {ids[bad]}, but the base model's vocabulary has ids 0 to {vocabulary - 1}. "
-            "Use the base model's own tokenizer."
-        )
-    if virtual + ids.shape[1] > positions:
-        raise InputError(
-            f"{virtual} virtual tokens and {ids.shape[1]} tokens need {virtual + ids.shape[1]} positions, but the base "
-            f"model has {positions}. Shorten the text to {max(positions - virtual, 0)} tokens or use fewer virtual tokens."
-        )
-    return ids
-
-
-def _same_shape(array: Array, shape: tuple[int, ...], name: str, virtual: int) -> None:
-    if tuple(array.shape) == shape:
-        return
-    hint = "Give one value for each real token."
-    if array.shape == (shape[0], virtual + shape[1]):
-        hint = f"It already counts the {virtual} virtual tokens; they are added here. Give the part for the text alone."
-    raise InputError(f"{name} must have the shape of input_ids, {shape}, got {tuple(array.shape)}. {hint}")
-
-
-def _checked_mask(attention_mask: Any, shape: tuple[int, ...], virtual: int) -> Array:
-    mask = numpy.asarray(attention_mask)
-    _same_shape(mask, shape, "attention_mask", virtual)
-    if not numpy.isin(mask, (0, 1)).all():
-        raise InputError("attention_mask must hold only 0 (padding) and 1 (token).")
-    return mask
-
-
-def _checked_labels(labels: Any, shape: tuple[int, ...], vocabulary: int) -> Array:
-    array = _integers(labels, "labels")
-    _same_shape(array, shape, "labels", 0)
-    wrong = ((array < 0) | (array >= vocabulary)) & (array != ops.IGNORE_INDEX)
-    if wrong.any():
-        bad = tuple(int(i) for i in numpy.argwhere(wrong)[0])
-        raise InputError(
-            f"labels[{bad[0]}, {bad[1]}] is {array[bad]}; a label is a token id from 0 to {vocabulary - 1}, or "
-            f"{ops.IGNORE_INDEX} for a position that does not count."
-        )
-    return array
-
-
-def _checked_positions(position_ids: Any, shape: tuple[int, ...], virtual: int, base: BaseModel) -> Array:
-    positions = _integers(position_ids, "position_ids")
-    _same_shape(positions, shape, "position_ids", 0)
-    last = base.config.max_position_embeddings - virtual - 1
-    if positions.min() < 0 or positions.max() > last:
-        raise InputError(
-            f"position_ids run from {positions.min()} to {positions.max()}; with {virtual} virtual tokens before them this "
-            f"base model has positions 0 to {last} for the text."
-        )
-    return positions
-
-
-__all__ = [
-    "CheckpointError",
-    "Output",
-    "PeftModel",
-    "extend_labels",
-    "forward",
-    "get_peft_model",
-    "get_prompt",
-]

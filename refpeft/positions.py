@@ -6,10 +6,10 @@ Follows transformers 5.23.0 `models/gpt2/modeling_gpt2.py` (`GPT2Model.forward`)
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from refpeft import arrays as np
-from refpeft.arrays import Array
+from refpeft.arrays import Array, Float
 from refpeft.steps import step
 
 

@@ -12,10 +12,8 @@ and each row of `flat` (2 · layers · kv_heads · head_dim numbers for one virt
 
 from __future__ import annotations
 
-from jaxtyping import Float
-
 from refpeft import arrays as np
-from refpeft.arrays import Array, Parameters
+from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig
 from refpeft.errors import ConfigError, InputError
 from refpeft.ops import linear

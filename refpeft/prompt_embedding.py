@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from refpeft import arrays as np
-from refpeft.arrays import Array, Parameters
+from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PromptTuningConfig
 from refpeft.errors import ConfigError, InputError
 from refpeft.steps import step

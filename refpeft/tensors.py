@@ -32,7 +32,7 @@ def read_tensors(path: Path, what: str) -> dict[str, NDArray[Any]]:
     try:
         with safe_open(str(path), framework="np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"'{path}' cannot be read as safetensors ({error}). The file of {what} is truncated or damaged: "
             "copy or write it again."
@@ -46,6 +46,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str,
     plain = {name: numpy.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     shaped = {name: plain[name].reshape(numpy.shape(tensor)) for name, tensor in tensors.items()}
     write_atomically(path, save(shaped, metadata=dict(metadata) if metadata else None))
+
+
+def finite_in(tensor: NDArray[Any], dtype: Any, name: str, path: Path) -> NDArray[Any]:
+    """Weights in the format of the computation; NaN or infinite ones are refused, and so is what becomes infinite there.
+
+    Raises:
+        CheckpointError: some entry is not finite.
+    """
+    require_finite(tensor, name, path)
+    with numpy.errstate(over="ignore"):
+        converted = tensor.astype(dtype)
+    if not numpy.isfinite(converted).all():
+        first = tuple(int(i) for i in numpy.argwhere(~numpy.isfinite(converted))[0])
+        raise CheckpointError(
+            f"'{name}' in '{path}' holds {tensor[first]} at index {first}, which is too large for {numpy.dtype(dtype)}. "
+            "Load the model in float64, or look at how the file was made."
+        )
+    return converted
 
 
 def require_finite(tensor: NDArray[Any], name: str, path: Path) -> None:

@@ -1,7 +1,8 @@
-"""`Foreign`: a strict stand-in for arrays that live elsewhere (on a GPU, say), to show that nothing passes the host.
+"""`Foreign`: a strict stand-in for arrays that live elsewhere, to show that nothing passes the host.
 
-It answers NumPy's two protocols and nothing more. What CuPy would refuse, or would do by a copy through host memory,
-is a TypeError here: conversion to an ndarray or a Python number, iteration, and mixing with ndarrays that have an axis.
+It answers NumPy's two protocols and nothing more. What an array on a GPU would refuse, or would do by a copy
+through host memory, is a TypeError here: conversion to an ndarray or a Python number, iteration, and mixing with
+ndarrays that have an axis.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Foreign(NDArrayOperatorsMixin):
 
 
 def fetch(value: Any) -> Any:
-    """What a Foreign array holds, within tuples and dictionaries too. An ndarray, which left its place, is refused."""
+    """What a Foreign array holds, within tuples and dictionaries too. A stray ndarray is refused."""
     if isinstance(value, Foreign):
         return value._held
     if isinstance(value, tuple):

@@ -97,6 +97,17 @@ def test_a_loaded_adapter_is_differentiated(adapter: Path) -> None:
     assert gradients[EMBEDDING].any()
 
 
+def test_loading_is_inference_whatever_the_file_says(tmp_path: Path) -> None:
+    """A projection that says it is still training would ask for parameters that no file holds."""
+    model = get_peft_model(tiny_base(), CONFIGS["projected"])
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps({**values, "inference_mode": False}))
+    loaded = PeftModel.from_pretrained(tiny_base(), tmp_path)
+    assert loaded.config.inference_mode
+    numpy.testing.assert_array_equal(loaded(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
 # ---------------------------------------------------------------- writing that fails
 
 

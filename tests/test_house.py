@@ -33,7 +33,7 @@ FLOORS = [
     {"arrays", "steps", "files", "torch_random", "rules", "config", "fill_in", "tensors"},
     {"ops", "masks", "positions", "prompt_embedding"},
     {"attention", "prefix_encoder", "kernels"},
-    {"transformer", "checkpoint"},
+    {"transformer", "checkpoint", "inputs"},
     {"peft_model"},
     {"training", "generation"},
     {"oracle"},
@@ -143,9 +143,8 @@ def test_functions_fit_on_a_screen(name: str) -> None:
 
 
 LONG = {
-    "refpeft.config": 600,  # two classes with every field documented under itself, as HF's
+    "refpeft.config": 450,  # two classes with every field documented under itself, as HF's
     "refpeft.torch_random": 400,  # a port of torch's generator; most of it is prose
-    "refpeft.peft_model": 400,  # the flow, and every check of what a caller gives
 }
 """Modules that may be longer than 350 lines, how long, and why."""
 

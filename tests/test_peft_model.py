@@ -139,6 +139,13 @@ def test_prompt_tuning_ignores_position_ids_with_a_warning(call: str) -> None:
     assert loss == model(input_ids=IDS, labels=IDS).loss
 
 
+def test_the_functional_form_ignores_position_ids_of_prompt_tuning_too() -> None:
+    model = get_peft_model(BASE, PROMPT)
+    arguments = (model.trainable_parameters(), BASE, model.config, IDS)
+    given = peft_model.forward(*arguments, position_ids=numpy.array([[4, 3, 2, 1, 0]] * 2))
+    numpy.testing.assert_array_equal(given.logits, model(input_ids=IDS).logits)
+
+
 def test_get_prompt_of_both_methods() -> None:
     prompt = get_peft_model(BASE, PROMPT)
     assert prompt.get_prompt(3).tolist() == [prompt.trainable_parameters()[EMBEDDING].tolist()] * 3

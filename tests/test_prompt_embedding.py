@@ -1,4 +1,4 @@
-"""The table of virtual tokens: its initial values from torch's stream, a vocabulary, or a text; and where it stands."""
+"""The table of virtual tokens: initial values from torch's stream, a vocabulary or a text; where it stands."""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from refpeft.checkpoint import TENSOR
 from refpeft.config import CONFIG_NAME
-from refpeft.errors import RefpeftError
 from refpeft.oracle import budget, questions
 from refpeft.oracle.budget import HIDDEN, Floor, Profile
 from refpeft.oracle.questions import PREFIX, Answer, Ask
@@ -26,6 +25,8 @@ from refpeft.tensors import read_tensors
 
 MASKED = -1e4
 """A masked score must be at most this (clause JG-5)."""
+DECIDE_WHAT_COUNTS = ("inputs.attention_mask", "inputs.labels")
+"""What says which positions count is itself compared at every position."""
 
 
 class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -70,13 +71,18 @@ def compare(
 
     try:
         given = numpy.asarray(given)
+        if given.dtype.kind not in "iubfV":  # V: bfloat16 and the like
+            return wrong(f"is not an array of numbers: its dtype is {given.dtype}")
         given = given.astype(numpy.float64) if given.dtype.kind not in "iub" else given
     except (TypeError, ValueError) as error:
         return wrong(f"is not an array of numbers: {error}")
     if given.shape != expected.shape:
         axes = f" ({', '.join(tensor.axes)})" if tensor.axes else ""
         return wrong(f"has shape {_shape(given.shape)}; it must be {_shape(expected.shape)}{axes}")
-    compared = valid.of_tensor(tensor.axes, expected.shape)
+    everywhere = name in DECIDE_WHAT_COUNTS
+    compared = (
+        numpy.ones(expected.shape, bool) if everywhere else valid.of_tensor(tensor.axes, expected.shape)
+    )
     if expected.dtype.kind == "f":
         masked = compared & (expected < -HIDDEN)
         if (given[masked] > MASKED).any() or numpy.isnan(given[masked]).any():
@@ -85,16 +91,18 @@ def compare(
                 f"is {given[index]:.4g} where the key is masked; it must be {MASKED:g} or less",
                 valid.words(tensor.axes, index),
             )
-        compared = compared & ~masked
+        compared = numpy.asarray(compared & ~masked)
         unlike = compared & (numpy.isfinite(given) != numpy.isfinite(expected))
         if unlike.any():
             index = _first(unlike)
             return wrong(
                 f"is {given[index]} where HF has {expected[index]:.6g}", valid.words(tensor.axes, index)
             )
-        compared = compared & numpy.isfinite(expected)
-    found = _measured(name, tensor.kind, given, expected, compared, floor, profile)
-    where = "" if found.ok else valid.words(tensor.axes, _worst(given, expected, compared))
+        compared = numpy.asarray(compared & numpy.isfinite(expected))
+    with numpy.errstate(over="ignore", invalid="ignore"):  # an answer may be as large as it likes
+        found = _measured(name, tensor.kind, given, expected, compared, floor, profile)
+        worst = _worst(given, expected, compared, relative=tensor.kind == "elementary")
+    where = "" if found.ok else valid.words(tensor.axes, worst)
     return msgspec.structs.replace(found, where=where, clause=clause, source=source)
 
 
@@ -111,7 +119,7 @@ def _measured(
     y, wanted = given[compared].astype(numpy.float64), expected[compared].astype(numpy.float64)
     distance = numpy.abs(y - wanted)
     norm, largest = budget.errors(y, wanted)
-    bits = round(-math.log2(norm), 1) if norm > 0 else None
+    bits = round(-math.log2(norm), 1) if 0 < norm < math.inf else None
     if kind == "exact":
         count = int((distance != 0).sum())
         reason = f"{count} of {distance.size} entries differ; they must be equal" if count else ""
@@ -156,10 +164,14 @@ def _first(mask: NDArray[Any]) -> tuple[int, ...]:
     return tuple(int(i) for i in numpy.argwhere(mask)[0])
 
 
-def _worst(given: NDArray[Any], expected: NDArray[Any], compared: NDArray[Any]) -> tuple[int, ...]:
-    distance = numpy.where(
-        compared, numpy.abs(given.astype(numpy.float64) - expected.astype(numpy.float64)), -1.0
-    )
+def _worst(
+    given: NDArray[Any], expected: NDArray[Any], compared: NDArray[Any], *, relative: bool
+) -> tuple[int, ...]:
+    wanted = expected.astype(numpy.float64)
+    distance = numpy.abs(given.astype(numpy.float64) - wanted)
+    if relative:
+        distance = distance / numpy.maximum(numpy.abs(wanted), 1e-300)
+    distance = numpy.where(compared, distance, -1.0)
     return (
         tuple(int(i) for i in numpy.unravel_index(int(distance.argmax()), distance.shape))
         if distance.size
@@ -212,20 +224,30 @@ def compare_document(expected: Mapping[str, Any], given: Any) -> Difference:
             return wrong(f"lacks the key `{key}`, which HF peft writes as {json.dumps(wanted[key])}")
         if key not in wanted:
             return wrong(f"has the key `{key}`, which HF peft does not write")
-        if found[key] != wanted[key] or isinstance(found[key], bool) != isinstance(wanted[key], bool):
+        if not _same(found[key], wanted[key]):
             return wrong(f"has `{key}` = {json.dumps(found[key])}; HF peft has {json.dumps(wanted[key])}")
     return Difference("document", ok=True, measure="exact")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal as JSON: 1 is 1.0, but true is not 1."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
 def read_adapter(answer: Answer) -> tuple[Answer, list[Difference]]:
     """An adapter directory that the port wrote, as tensors and document."""
     if answer.adapter is None:
-        return answer, []
+        reason = 'is missing: answer with {"adapter": "…"}, the directory that the port wrote'
+        return answer, [Difference("adapter", ok=False, reason=reason, clause="CK-2")]
     try:
         tensors = read_tensors(answer.adapter / "adapter_model.safetensors", "the adapter's weights")
         text = (answer.adapter / CONFIG_NAME).read_text(encoding="utf-8")
         document = {"config": json.loads(text)}
-    except (RefpeftError, OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return answer, [Difference("adapter", ok=False, reason=f"cannot be read: {error}", clause="CK-2")]
     strange = sorted(set(tensors) - {TENSOR})
     problems = []

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
+import numpy
 
 from refpeft import __version__
 from refpeft.errors import RefpeftError
@@ -79,12 +80,12 @@ class Port(Protocol):
 
 def read_reply(message: RunAnswer, request: RunCommand) -> Reply:
     """The answer that a message names, read from the output directory."""
+    if message.seq != request.seq:
+        return Reply("ERRORED", message=f"answered question {message.seq} when asked question {request.seq}")
     if message.skipped is not None:
         return Reply("SKIPPED", message=message.skipped.message, detail=message.skipped.issue_url or "")
     if message.errored is not None:
         return Reply("ERRORED", message=message.errored.message, detail=message.errored.traceback or "")
-    if message.seq != request.seq:
-        return Reply("ERRORED", message=f"answered question {message.seq} when asked question {request.seq}")
     output = Path(request.output).resolve()
     tensors: dict[str, Any] = {}
     adapter = None
@@ -93,7 +94,7 @@ def read_reply(message: RunAnswer, request: RunCommand) -> Reply:
             tensors = read_tensors(_inside(output, message.tensors), "the port's answer")
         if message.adapter is not None:
             adapter = _inside(output, message.adapter)
-    except RefpeftError as error:
+    except (OSError, ValueError, RuntimeError) as error:  # also names that no file can have
         return Reply("ERRORED", message=str(error))
     if message.tensors is None and message.document is None and adapter is None:
         return Reply("ERRORED", message="the answer has none of tensors, document, adapter, skipped, errored")
@@ -122,8 +123,14 @@ class ProcessPort:
         self.validate = validate
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: queue.Queue[bytes | None] = queue.Queue()
+        self._pumping: threading.Thread | None = None
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
-        self.abilities = self._start()
+        try:
+            self.abilities = self._start()
+        except PortError:
+            self._release()
+            self._stderr.close()
+            raise
 
     def ask(self, ask: Ask, request: RunCommand) -> Reply:
         """Send the question and read the answer; see `Port.ask`."""
@@ -141,13 +148,15 @@ class ProcessPort:
             return Reply("CRASHED", message=f"the port {self._ending()}", detail=self._errors())
         try:
             message = msgspec.json.decode(line, type=StrictRunAnswer if self.validate else RunAnswer)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             self._kill()
             shown = line.decode("utf-8", "replace").strip()[:200]
             why = f"{error}" if line.lstrip().startswith(b"{") else "not a JSON object"
             return Reply(
                 "ERRORED", message=f"not an answer of the protocol ({why}): {shown!r}", detail=self._errors()
             )
+        if message.seq != request.seq:
+            self._kill()  # two lines for one question: what else is on its way belongs to no question
         return read_reply(message, request)
 
     def close(self) -> None:
@@ -161,10 +170,12 @@ class ProcessPort:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:
                 self._kill()
+        self._release()
         self._stderr.close()
 
     def _start(self) -> StartAnswer:
         program = shlex.join(self.command)
+        self._release()
         self._stderr.seek(0)
         self._stderr.truncate()
         self._lines = queue.Queue()
@@ -181,7 +192,10 @@ class ProcessPort:
                 f"Can't run `{program}`: {error.strerror or error}. Give the port's command after --, for example "
                 "`refpeft check -- ./my_port`."
             ) from error
-        threading.Thread(target=self._pump, args=(self._process.stdout, self._lines), daemon=True).start()
+        self._pumping = threading.Thread(
+            target=self._pump, args=(self._process.stdout, self._lines), daemon=True
+        )
+        self._pumping.start()
         line = self._receive(max(self.timeout, 120.0)) if self._send(StartCommand(VERSION)) else None
         if not line:
             why = f"it {self._ending()}" if line is None else "it did not answer in time"
@@ -216,7 +230,7 @@ class ProcessPort:
     def _ending(self) -> str:
         assert self._process is not None  # noqa: S101
         try:
-            status = self._process.wait(5)
+            status = self._process.wait(min(5, self.timeout))
         except subprocess.TimeoutExpired:
             self._kill()
             return "closed its standard output"
@@ -235,6 +249,18 @@ class ProcessPort:
                 self._process.kill()
         self._process.wait()
 
+    def _release(self) -> None:
+        """Close what is left of a process that has ended."""
+        if self._process is None:
+            return
+        self._kill()
+        if self._pumping is not None:
+            self._pumping.join(1)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    stream.close()
+
     def _errors(self) -> str:
         self._stderr.seek(0)
         return "\n".join(self._stderr.read()[-20_000:].decode("utf-8", "replace").splitlines()[-20:])
@@ -252,7 +278,7 @@ def _abilities(line: bytes, program: str, *, strict: bool = False) -> StartAnswe
     """
     try:
         abilities = msgspec.json.decode(line, type=StrictStartAnswer if strict else StartAnswer)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         shown = line.decode("utf-8", "replace").strip()[:200]
         raise PortError(
             f"`{program}` answered `start` with {shown!r}, which is not what PP-2 says: {error}."
@@ -282,36 +308,44 @@ class ObjectPort:
     tensors as a dictionary of arrays; it returns a dictionary of arrays, or a message of PP-3.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, *, validate: bool = False) -> None:
+        self._answer: type[RunAnswer] = StrictRunAnswer if validate else RunAnswer
         module, _, attribute = name.partition(":")
         try:
             target: Any = importlib.import_module(module)
             for part in filter(None, attribute.split(".")):
                 target = getattr(target, part)
-        except (ImportError, AttributeError, ValueError) as error:
+        except Exception as error:
             raise PortError(f"Can't import the port '{name}': {error}. Give it as module:object.") from error
-        self._object = target() if isinstance(target, type) else target
         try:
+            self._object = target() if isinstance(target, type) else target
             answer = msgspec.json.encode(self._object.start())
         except Exception as error:
             raise PortError(f"'{name}' failed at start(): {error!r}.") from error
-        self.abilities = _abilities(answer, name)
+        self.abilities = _abilities(answer, name, strict=validate)
 
     def ask(self, ask: Ask, request: RunCommand) -> Reply:
         """Call `run`; an exception is ERRORED. See `Port.ask`."""
+        inputs = {
+            key: numpy.array(value) for key, value in ask.inputs.items()
+        }  # the port may write into its copies
         try:
-            result = self._object.run(msgspec.to_builtins(request), dict(ask.inputs))
-        except Exception as error:
+            result = self._object.run(msgspec.to_builtins(request), inputs)
+        except (Exception, SystemExit) as error:
             return Reply("ERRORED", message=f"{type(error).__name__}: {error}", detail=traceback.format_exc())
         if not isinstance(result, Mapping):
             return Reply("ERRORED", message=f"run() returned {type(result).__name__}, not a dictionary")
         if "seq" in result:
             try:
-                return read_reply(msgspec.convert(dict(result), RunAnswer), request)
-            except msgspec.ValidationError as error:
+                message = msgspec.json.decode(msgspec.json.encode(dict(result)), type=self._answer)
+            except (
+                TypeError,
+                ValueError,
+                RecursionError,
+            ) as error:  # msgspec's errors are ValueErrors or TypeErrors
                 return Reply("ERRORED", message=f"run() returned a message that is not of PP-3: {error}")
-        return Reply("ANSWERED", Answer(dict(result)))
+            return read_reply(message, request)
+        return Reply("ANSWERED", Answer({str(key): value for key, value in result.items()}))
 
     def close(self) -> None:
         """Nothing runs."""
@@ -353,5 +387,5 @@ def open_port(command: Sequence[str], timeout: float = 60.0, *, validate: bool =
     first = command[0]
     if len(command) == 1 and ":" in first and shutil.which(first) is None and not Path(first).exists():
         sys.path.insert(0, str(Path.cwd()))
-        return ObjectPort(first)
+        return ObjectPort(first, validate=validate)
     return ProcessPort(command, timeout, validate=validate)

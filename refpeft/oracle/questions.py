@@ -274,8 +274,7 @@ QUESTIONS: dict[str, Question] = {
 def answer(ask: Ask, arithmetic: Arithmetic | None = None) -> Answer:
     """Refpeft's own answer, every stage included, in the order of computation."""
     arithmetic = arithmetic or Arithmetic()
-    with numpy.errstate(invalid="ignore"):  # a loss over no labels is NaN, as torch's
-        given = QUESTIONS[ask.question].definition(ask, arithmetic)
+    given = QUESTIONS[ask.question].definition(ask, arithmetic)
     return Answer(
         {name: arithmetic.unwrap(t) for name, t in given.tensors.items()}, given.document, given.adapter
     )

@@ -28,8 +28,7 @@ from safetensors.numpy import load_file
 
 here = pathlib.Path(__file__).parent
 case = here / "vectors" / "{case}"
-expected = load_file(case / "expected.safetensors")
-given = load_file(here / "answer.safetensors")
+expected, given = (load_file(path) if path.is_file() else {{}} for path in (case / "expected.safetensors", here / "answer.safetensors"))
 for name in json.loads((case / "case.json").read_text())["tensors"]:
     if name not in given or given[name].shape != expected[name].shape:
         print(f"{{name:60}} expected {{expected[name].shape}}, given {{given[name].shape if name in given else None}}")
@@ -50,7 +49,7 @@ Look at the tensors:                python compare.py
 What the clause says:               refpeft explain {clause}
 
 request.json   the message that the port got
-answer.safetensors   what it answered (if it answered with tensors)
+answer.safetensors, answer.json, adapter/   what it answered, if it did
 vectors/, models/   the case with its inputs and expected values, and its base model
 """
 
@@ -67,11 +66,13 @@ def write_failure(
     target = failures / f"{case.id.removeprefix(DIALECT + '/').replace('/', '.')}.{result.profile}"
     try:
         failures.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".building-", dir=failures))
-        _fill(building, target, vector, request, reply, result)
-        if target.exists():
-            shutil.rmtree(target)
-        building.rename(target)
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=failures) as temporary:
+            building = Path(temporary) / target.name
+            building.mkdir()
+            _fill(building, target, vector, request, reply, result)
+            if target.exists():
+                shutil.rmtree(target)
+            building.rename(target)
     except OSError as error:
         raise CheckpointError(
             f"Can't write what reproduces a failure to '{failures}': {error.strerror or error}. Choose another place with "
@@ -98,7 +99,13 @@ def _fill(
     (building / "request.json").write_bytes(message + b"\n")
     tensors = {name: _storable(tensor) for name, tensor in reply.answer.tensors.items()}
     if tensors:
-        write_tensors(building / "answer.safetensors", tensors)
+        stored = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        write_tensors(building / "answer.safetensors", stored)
+    if reply.answer.document is not None:
+        text = json.dumps(reply.answer.document, indent=1, ensure_ascii=False)
+        (building / "answer.json").write_text(text + "\n", encoding="utf-8")
+    if reply.answer.adapter is not None and reply.answer.adapter.is_dir():
+        shutil.copytree(reply.answer.adapter, building / "adapter", symlinks=True)
     (building / "compare.py").write_text(_COMPARE.format(case=case.id), encoding="utf-8")
     readme = _README.format(
         title=case.title,
@@ -122,5 +129,10 @@ def _why(result: CaseResult) -> str:
 
 
 def _storable(tensor: Any) -> Any:
-    array = numpy.asarray(tensor)
-    return array if array.dtype.kind in "iubf" and array.dtype.itemsize <= 8 else array.astype(numpy.float64)
+    """What safetensors can hold of it, or None."""
+    try:
+        array = numpy.asarray(tensor)
+        plain = array.dtype.kind in "iubf" and array.dtype.itemsize <= 8
+        return array if plain else array.astype(numpy.float64) if array.dtype.kind in "fV" else None
+    except (TypeError, ValueError):
+        return None

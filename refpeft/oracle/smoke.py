@@ -66,7 +66,10 @@ def _judged(vector: Vector, reply: Reply) -> Line:
             if is_required(case.question, name):
                 return Line(False, f"{start}no tensor {name} in the answer")
             continue
-        shape, wanted = numpy.shape(reply.answer.tensors[name]), vector.expected[name].shape
+        try:
+            shape, wanted = numpy.shape(reply.answer.tensors[name]), vector.expected[name].shape
+        except ValueError as error:
+            return Line(False, f"{start}{name} is not an array: {error}")
         if shape != wanted:
             return Line(False, f"{start}{name} has shape {shape}; it must be {wanted}")
     return Line(True, f"{start}{len(reply.answer.tensors)} tensors")

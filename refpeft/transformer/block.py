@@ -5,10 +5,10 @@ Follows transformers 5.23.0 `models/gpt2/modeling_gpt2.py` (`GPT2Block`, `GPT2ML
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from refpeft import attention
-from refpeft.arrays import Array, Parameters
+from refpeft.arrays import Array, Float, Parameters
 from refpeft.ops import activation, layer_norm, linear
 from refpeft.steps import step
 from refpeft.transformer.config import ModelConfig

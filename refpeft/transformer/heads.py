@@ -5,9 +5,7 @@ Follows transformers 5.23.0 `models/gpt2/modeling_gpt2.py` (`GPT2LMHeadModel.for
 
 from __future__ import annotations
 
-from jaxtyping import Float
-
-from refpeft.arrays import Array
+from refpeft.arrays import Array, Float
 from refpeft.ops import linear
 from refpeft.steps import step
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from refpeft.arrays import Array, Parameters
+from refpeft.arrays import Array, Float, Parameters
 from refpeft.masks import causal_visibility
 from refpeft.ops import layer_norm
 from refpeft.positions import add_learned_positions, position_ids

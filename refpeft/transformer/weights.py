@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 
 from refpeft import arrays as np
-from refpeft.arrays import Array, Parameters
+from refpeft.arrays import Array, Float, Parameters
 from refpeft.errors import CheckpointError, ConfigError
 from refpeft.steps import step
-from refpeft.tensors import FLOATING, read_tensors, require_finite
+from refpeft.tensors import FLOATING, finite_in, read_tensors
 from refpeft.transformer.config import ModelConfig
 from refpeft.transformer.families import Family, Source, family_of
 
@@ -52,7 +52,8 @@ class BaseModel:
         """
         done: dict[int, Array] = {}
         for parameter in self.parameters.values():
-            done.setdefault(id(parameter), function(parameter))
+            if id(parameter) not in done:
+                done[id(parameter)] = function(parameter)
         return BaseModel(self.config, {name: done[id(value)] for name, value in self.parameters.items()})
 
 
@@ -108,7 +109,7 @@ def parameters_from_hf(
     parameters: dict[str, Array] = {}
     for canonical, (source, shape) in _expected(family, config).items():
         used.add(source.name)
-        parameters[canonical] = _canonical(plain, source, shape, path).astype(dtype)
+        parameters[canonical] = _canonical(plain, source, shape, dtype, path)
     if config.tie_word_embeddings:
         parameters["head.weight"] = parameters["embeddings.tokens.weight"]
         used.add("lm_head.weight")
@@ -156,7 +157,7 @@ def _expected(family: Family, config: ModelConfig) -> dict[str, tuple[Source, tu
 
 
 def _canonical(
-    tensors: Mapping[str, NDArray[Any]], source: Source, shape: tuple[int, ...], path: Path
+    tensors: Mapping[str, NDArray[Any]], source: Source, shape: tuple[int, ...], dtype: Any, path: Path
 ) -> NDArray[Any]:
     if source.name not in tensors:
         raise CheckpointError(
@@ -177,7 +178,7 @@ def _canonical(
             f"'{source.name}' in '{path}' has dtype {tensor.dtype}; weights must be one of {', '.join(FLOATING)}. "
             "Quantised checkpoints cannot be read: save the model in a floating-point format."
         )
-    require_finite(tensor, source.name, path)
+    tensor = finite_in(tensor, dtype, source.name, path)
     upright = tensor.T if source.transposed else tensor
     if source.section:
         index, _ = source.section

@@ -206,6 +206,11 @@ MUTANTS: dict[str, Mutant] = {
             numpy.broadcast_to(numpy.arange(queries), (batch, queries)) if given is None else given
         )
     },
+    "given positions not counted from n": {
+        "inputs.position_ids": lambda batch, queries, past, given, like: definition("inputs.position_ids")(
+            batch, queries, 0 if given is not None else past, given, like
+        )
+    },
     "mask extended behind": {
         "inputs.attention_mask": lambda mask, n: numpy.concatenate([mask, numpy.ones((len(mask), n))], axis=1)
     },
@@ -258,6 +263,7 @@ KILLS: tuple[tuple[str, Callable[[Any], None], Callable[[], Any]], ...] = (
     ("relu in the projection", model.check_t28_fold, whole),
     ("positions from 0", model.check_t26_prefix_of_real_tokens, whole),
     ("positions from 0", model.check_t32_incremental, lambda: whole("prompt")),
+    ("given positions not counted from n", model.check_t23_left_padding, whole),
     ("mask extended behind", model.check_t22_right_padding, whole),
     ("text before the prompt", model.check_t25_prompt_of_real_tokens, lambda: whole("prompt")),
     ("a separator", model.check_t31_no_virtual_tokens, lambda: whole("prompt", "none")),

@@ -1,4 +1,4 @@
-"""One layer and the stack of them, against GPT-2 written out for one token at a time; and an earlier call's cache."""
+"""One layer and the stack, against GPT-2 written out one token at a time; and an earlier call's cache."""
 
 from __future__ import annotations
 

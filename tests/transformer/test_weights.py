@@ -1,4 +1,4 @@
-"""Reading HF's checkpoints: names, layout, tied weights, number formats; and what is refused, with what words."""
+"""HF's checkpoints: names, layout, tied weights, number formats; what is refused, with what words."""
 
 from __future__ import annotations
 

@@ -1,0 +1,116 @@
+"""What a caller may pass to the model: checked once, with errors that say what was given and what to do.
+
+HF peft 0.21.2 checks little of this; specs/stricter.md lists what it does instead. Every function here raises `InputError`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from refpeft import ops
+from refpeft.arrays import Array
+from refpeft.errors import InputError
+from refpeft.transformer.config import ModelConfig
+
+
+def _array(value: Any, name: str, kinds: str, wanted: str) -> Array:
+    try:
+        array = numpy.asarray(value)
+    except ValueError:
+        raise InputError(
+            f"{name} must be one array, but its rows have different lengths. Pad them."
+        ) from None
+    if array.dtype.kind not in kinds and array.size:
+        raise InputError(f"{name} must be {wanted}, got {array.dtype}.")
+    return array
+
+
+def _integers(value: Any, name: str) -> Array:
+    array = _array(value, name, "iu", "integers")
+    if array.ndim != 2:
+        raise InputError(f"{name} must have shape (batch, tokens), got {array.shape}.")
+    return array
+
+
+def checked_parameter(value: Any, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A trainable parameter in the base model's dtype: of the right shape, real, finite."""
+    array = _array(value, f"'{name}'", "iuf", "real numbers")
+    if array.shape != shape:
+        raise InputError(f"'{name}' must have shape {shape}, got {array.shape}.")
+    with numpy.errstate(over="ignore"):
+        converted: Array = array.astype(dtype)
+    if not numpy.isfinite(array).all():
+        raise InputError(f"'{name}' holds NaN or infinite values. Parameters must be finite.")
+    if not numpy.isfinite(converted).all():
+        largest = numpy.abs(array).max()
+        raise InputError(
+            f"'{name}' holds {largest}, which is too large for the base model's {numpy.dtype(dtype)}."
+        )
+    return converted
+
+
+def checked_ids(input_ids: Any, model: ModelConfig, virtual: int) -> Array:
+    """Token ids (batch, tokens), each in the vocabulary, few enough for the position table."""
+    ids = _integers(input_ids, "input_ids")
+    vocabulary, positions = model.vocab_size, model.max_position_embeddings
+    if ids.size == 0:
+        raise InputError(f"input_ids has shape {ids.shape}; at least one row and one token are needed.")
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        bad = tuple(int(i) for i in numpy.argwhere((ids < 0) | (ids >= vocabulary))[0])
+        raise InputError(
+            f"input_ids[{bad[0]}, {bad[1]}] is {ids[bad]}, but the base model's vocabulary has ids 0 to {vocabulary - 1}. "
+            "Use the base model's own tokenizer."
+        )
+    if virtual + ids.shape[1] > positions:
+        raise InputError(
+            f"{virtual} virtual tokens and {ids.shape[1]} tokens need {virtual + ids.shape[1]} positions, but the base "
+            f"model has {positions}. Shorten the text to {max(positions - virtual, 0)} tokens or use fewer virtual tokens."
+        )
+    return ids.astype(numpy.int64)
+
+
+def _same_shape(array: Array, shape: tuple[int, ...], name: str, virtual: int) -> None:
+    if tuple(array.shape) == shape:
+        return
+    hint = "Give one value for each real token."
+    if array.shape == (shape[0], virtual + shape[1]):
+        hint = f"It already counts the {virtual} virtual tokens; they are added here. Give the part for the text alone."
+    raise InputError(f"{name} must have the shape of input_ids, {shape}, got {tuple(array.shape)}. {hint}")
+
+
+def checked_mask(attention_mask: Any, shape: tuple[int, ...], virtual: int) -> Array:
+    """A mask of 0 and 1 for the text alone, of the shape of the ids."""
+    mask = _array(attention_mask, "attention_mask", "iufb", "numbers or booleans")
+    _same_shape(mask, shape, "attention_mask", virtual)
+    if not numpy.isin(mask, (0, 1)).all():
+        raise InputError("attention_mask must hold only 0 (padding) and 1 (token).")
+    return mask
+
+
+def checked_labels(labels: Any, shape: tuple[int, ...], vocabulary: int) -> Array:
+    """Labels of the shape of the ids: token ids, or −100."""
+    array = _integers(labels, "labels")
+    _same_shape(array, shape, "labels", 0)
+    wrong = ((array < 0) | (array >= vocabulary)) & (array != ops.IGNORE_INDEX)
+    if wrong.any():
+        bad = tuple(int(i) for i in numpy.argwhere(wrong)[0])
+        raise InputError(
+            f"labels[{bad[0]}, {bad[1]}] is {array[bad]}; a label is a token id from 0 to {vocabulary - 1}, or "
+            f"{ops.IGNORE_INDEX} for a position that does not count."
+        )
+    return array.astype(numpy.int64)
+
+
+def checked_positions(position_ids: Any, shape: tuple[int, ...], virtual: int, model: ModelConfig) -> Array:
+    """Positions of the text, counted without the virtual tokens, within the table."""
+    positions = _integers(position_ids, "position_ids")
+    _same_shape(positions, shape, "position_ids", 0)
+    last = model.max_position_embeddings - virtual - 1
+    if positions.min() < 0 or positions.max() > last:
+        raise InputError(
+            f"position_ids run from {positions.min()} to {positions.max()}; with {virtual} virtual tokens before them this "
+            f"base model has positions 0 to {last} for the text."
+        )
+    return positions.astype(numpy.int64)

@@ -1,0 +1,216 @@
+"""Real ports, judged: HF peft itself, a port in JavaScript, twelve broken copies of it, and the README's example.
+
+Where each broken copy must be found was written down before it was run: the first stage of clause JG-6.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import need
+
+from refpeft.oracle.budget import PROFILES
+from refpeft.oracle.judge import Results, Selection, judge, summarise
+from refpeft.oracle.port import ProcessPort
+from refpeft.oracle.vectors import all_vectors, matches
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+def judged(command: list[str], work: Path, profiles: tuple[str, ...] = (), pattern: str = "") -> Results:
+    """What the oracle says of a port, asked in its profiles, or in some of them."""
+    vectors = [v for v in all_vectors() if not pattern or matches(v.case.id, f"*{pattern}")]
+    port = ProcessPort(command, timeout=120)
+    try:
+        wanted = profiles or tuple(port.abilities.profiles)
+        selection = Selection(vectors, [PROFILES[name] for name in wanted])
+        return summarise(port, selection, list(judge(port, selection, work, None)))
+    finally:
+        port.close()
+
+
+def failures(results: Results) -> list[tuple[str, str, str]]:
+    """Case, verdict and first difference of everything that did not conform."""
+    return [
+        (case.case, case.verdict, case.first.name if case.first else case.message)
+        for case in results.cases
+        if case.verdict not in ("CONFORMS", "SKIPPED")
+    ]
+
+
+# ---------------------------------------------------------------- honest ports
+
+
+@pytest.mark.live
+def test_hf_peft_conforms_to_its_own_vectors(tmp_path: Path) -> None:
+    """In plain float32, and after `.double()` with HF's float32 islands."""
+    for module in ("torch", "transformers", "peft"):
+        need(module)
+    results = judged([sys.executable, str(HERE / "hf_peft.py")], tmp_path)
+    assert failures(results) == []
+    assert results.profiles == ["float32", "float64-islands"]
+    assert results.summary.counts.get("CONFORMS", 0) == results.summary.asked
+
+
+def test_the_javascript_port_conforms_and_is_float64_exact(tmp_path: Path) -> None:
+    results = judged([need("node"), str(HERE / "node" / "port.mjs")], tmp_path)
+    assert failures(results) == []
+    assert results.summary.verdict == "CONFORMS"
+    assert results.summary.float64_exact
+    skipped = {case.question for case in results.cases if case.verdict == "SKIPPED"}
+    assert skipped == {"init"}, "only torch's random numbers are beyond it"
+
+
+# ---------------------------------------------------------------- twelve broken copies
+
+BROKEN: dict[str, tuple[str, str, str, str]] = {
+    "trap 1: all keys, then all values": (
+        "[2 * layer, 2 * layer + 1];", "[layer, layers + layer];",
+        "prefix_tuning/prefix_encode/*", "prefix.layers.0.value",
+    ),
+    "trap 2: values before keys": (
+        "const [keyBlock, valueBlock] = blocks;", "const [valueBlock, keyBlock] = blocks;",
+        "prefix_tuning/prefix_encode/*", "prefix.layers.0.key",
+    ),
+    "trap 3: head_dim outermost within a block": (
+        "const within = head * headDim + channel;", "const within = channel * heads + head;",
+        "prefix_tuning/prefix_encode/*", "prefix.layers.0.key",
+    ),
+    "trap 5: the virtual token is not the row": (
+        "const cell = token * width + block * size + within;", "const cell = (block * n + token) * size + within;",
+        "prefix_tuning/prefix_encode/*", "prefix.layers.0.key",
+    ),
+    "trap 11: relu for tanh": (
+        "const activation = map(hidden, Math.tanh);", "const activation = map(hidden, (x) => Math.max(x, 0));",
+        "prefix_tuning/forward/stages-projected", "prefix.projection_activation",
+    ),
+    "trap 12: a square weight read as inputs × outputs": (
+        'const first = transpose(parameter("0.weight"));',
+        'const first = { shape: [...parameter("0.weight").shape].reverse(), data: parameter("0.weight").data };',
+        "prefix_tuning/*square", "prefix.projection_hidden",
+    ),
+    "trap 15: TEXT init padded with the last token": (
+        "ids[row % ids.length])", "ids[Math.min(row, ids.length - 1)])",
+        "prompt_tuning/init/text-repeated", "parameters.prompt_encoder.embedding.weight",
+    ),
+    "trap 16: TEXT init without special tokens": (
+        "const textIds = [...inputs.text_token_ids.data];",
+        'const special = JSON.parse(readFileSync(join(model, "tokenizer.json"), "utf8")).added_tokens.map((t) => t.id);\n'
+         "const textIds = [...inputs.text_token_ids.data].filter((id) => !special.includes(id));",
+        "prompt_tuning/init/text-*", "parameters.prompt_encoder.embedding.weight",
+    ),
+    "trap 20: the mask is not extended": (
+        "const n = virtual; // decision: the mask", "const n = 0; // decision: the mask",
+        "prefix_tuning/inputs/*", "inputs.attention_mask",
+    ),
+    "trap 23: positions begin at 0 beside a prefix": (
+        "const offset = n;", "const offset = 0;",
+        "prefix_tuning/forward/*", "inputs.position_ids",
+    ),
+    "trap 33: the mean of a prompt's loss over m − 1 terms": (
+        "const from = 0;", "const from = prefix ? 0 : config.num_virtual_tokens;",
+        "prompt_tuning/forward/*", "loss",
+    ),
+    "trap 37: a folded projection put through tanh again": (
+        "const flat = runsNetwork ? project(table, parameters, record) : table;",
+        "const flat = runsNetwork ? project(table, parameters, record)"
+         " : config.prefix_projection ? map(table, Math.tanh) : table;",
+        "prefix_tuning/checkpoint/load-folded*", "prefix.flat",
+    ),
+}  # fmt: skip
+"""What is changed in the port, and where it must be found: cases, and the first stage that differs."""
+
+REVERSED = ("const token = position;", "const token = n - 1 - position;")
+"""Trap 8: the virtual tokens in reverse."""
+
+
+def broken_copy(directory: Path, old: str, new: str) -> list[str]:
+    """The JavaScript port with one line changed, as a command."""
+    source = (HERE / "node" / "port.mjs").read_text(encoding="utf-8")
+    assert source.count(old) == 1, f"{old!r} must stand once in port.mjs"
+    for path in (HERE / "node").glob("*.mjs"):
+        (directory / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    (directory / "port.mjs").write_text(source.replace(old, new), encoding="utf-8")
+    return [need("node"), str(directory / "port.mjs")]
+
+
+@pytest.mark.parametrize("trap", BROKEN)
+def test_a_broken_copy_is_found_at_the_expected_stage(trap: str, tmp_path: Path) -> None:
+    """In float32 and in float64; in every failing case that is about the mistake, first at that stage."""
+    old, new, pattern, stage = BROKEN[trap]
+    (tmp_path / "port").mkdir()
+    results = judged(broken_copy(tmp_path / "port", old, new), tmp_path / "work", pattern=pattern)
+    assert results.summary.verdict == "NONCONFORMING"
+    for profile in ("float32", "float64"):
+        found = [c for c in results.cases if c.profile == profile and c.verdict != "CONFORMS"]
+        assert {c.verdict for c in found} == {"NONCONFORMING"}
+        assert {c.first.name for c in found if c.first} == {stage}
+
+
+def test_reversed_slots_are_visible_in_the_cache_and_invisible_in_the_logits(tmp_path: Path) -> None:
+    """Trap 8. Every failure is at a layer's prefix keys; with only logits and loss to go by, nothing is seen."""
+    (tmp_path / "port").mkdir()
+    results = judged(broken_copy(tmp_path / "port", *REVERSED), tmp_path / "work", pattern="prefix_tuning/*")
+    found = [c for c in results.cases if c.verdict == "NONCONFORMING"]
+    assert {c.first.name for c in found if c.first} == {"prefix.layers.0.key"}
+    assert {c.question for c in found} == {"prefix.encode", "forward"}
+    for case in found:
+        ends = {d.name: d.ok for d in case.differences if d.name in ("logits", "loss")}
+        assert all(ends.values()), "the logits do not depend on the order of the slots"
+    forward = [c for c in results.cases if c.question == "forward" and c.method == "prefix_tuning"]
+    assert any(c.verdict == "CONFORMS" for c in forward)
+
+
+# ---------------------------------------------------------------- the README's example
+
+
+def readme_example(name: str) -> str:
+    """The code block that the README marks as an example of that name."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"<!-- example: {re.escape(name)} -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert found, f"README.md has no example {name}"
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("", "", None),
+        ("rows[2 * layer]\n", "rows[layer]\n", "prefix.layers.1.key"),
+        ("rows[2 * layer + 1]", "rows[layers + layer]", "prefix.layers.0.value"),
+        ("np.tanh", "np.abs", "prefix.layers.0.key"),
+    ],
+)
+def test_the_readme_example_conforms_until_it_is_broken(
+    tmp_path: Path, old: str, new: str, expected: str | None
+) -> None:
+    """Run as the README says, through the command line, in its own process."""
+    (tmp_path / "my_port.py").write_text(readme_example("my_port.py").replace(old, new), encoding="utf-8")
+    command = [sys.executable, "-m", "refpeft", "check", "--", sys.executable, "my_port.py"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    results = json.loads(run.stdout)
+    assert results["implementation"]["name"] == "my-port"
+    firsts = {case["first"]["name"] for case in results["cases"] if "first" in case}
+    if expected is None:
+        assert (run.returncode, results["summary"]["verdict"], firsts) == (0, "CONFORMS", set())
+    else:
+        assert (run.returncode, results["summary"]["verdict"], firsts) == (1, "NONCONFORMING", {expected})
+        directory = tmp_path / next(case["reproduce"] for case in results["cases"] if "first" in case)
+        shown = subprocess.run(
+            [sys.executable, "compare.py"], cwd=directory, capture_output=True, text=True, check=True
+        )
+        assert expected in shown.stdout
+
+
+def test_the_readme_example_passes_smoke(tmp_path: Path) -> None:
+    (tmp_path / "my_port.py").write_text(readme_example("my_port.py"), encoding="utf-8")
+    command = [sys.executable, "-m", "refpeft", "smoke", "--", sys.executable, "my_port.py"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0
+    assert run.stdout.splitlines()[1].endswith("tensors")
