@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from draws import draw, draw_parameters, draw_text, padding_mask
 from hf import (
     Tensors,
     arithmetic,
@@ -24,7 +24,6 @@ from hf import (
     watched_attention,
     without_adapter,
 )
-from models import on_grid
 from peft import (
     PeftConfig,
     PeftModel,
@@ -34,13 +33,11 @@ from peft import (
     get_peft_model_state_dict,
 )
 from peft.utils.other import _prepare_prompt_learning_config
-from recipes import PREFIX, PROMPT, Recipe, Text
+from recipes import PREFIX, PROMPT, Recipe
 from transformers import AutoTokenizer, DynamicCache
 
 CONFIGS = {PROMPT: PromptTuningConfig, PREFIX: PrefixTuningConfig}
 EMBEDDING = "prompt_encoder.embedding.weight"
-PADDING = (0, 3, 1, 4, 2)
-"""How many positions of each row are padding; a single row has 2."""
 
 
 @dataclass
@@ -86,59 +83,6 @@ def _described(recipe: Recipe, model: PeftModel) -> Answer:
     )
 
 
-def _draw(generator: torch.Generator, scale: float, *shape: int) -> torch.Tensor:
-    return on_grid(torch.randn(shape, generator=generator, dtype=torch.float64) * scale)
-
-
-def _draw_parameters(recipe: Recipe, model: PeftModel, generator: torch.Generator) -> Tensors:
-    """Trainable values under HF's names: large enough to show mistakes, zero only where the recipe says so."""
-    zeroed = recipe.config is not None and recipe.config.get("init_weights") == "zero"
-    projected = any("transform" in name for name, _ in model.named_parameters())
-    drawn: Tensors = {}
-    for name, parameter in model.named_parameters():
-        if not name.startswith("prompt_encoder."):
-            continue
-        scale = 0.7 if recipe.method == PROMPT else 1.0
-        if "transform" in name:
-            scale = 0.3 if name.endswith("bias") else 1.4 / math.sqrt(parameter.shape[1])
-        tensor = _draw(generator, scale, *parameter.shape)
-        if zeroed and ("transform.2" in name or not projected):
-            tensor = torch.zeros_like(tensor)
-        drawn[without_adapter(name)] = tensor
-    return drawn
-
-
-def _padding_mask(text: Text) -> torch.Tensor:
-    mask = torch.ones(text.batch, text.tokens, dtype=torch.int64)
-    for row, count in enumerate(PADDING[: text.batch] if text.batch > 1 else (2,)):
-        if text.padding == "left":
-            mask[row, :count] = 0
-        elif text.padding == "right" and count:
-            mask[row, -count:] = 0
-    return mask
-
-
-def _draw_text(text: Text, vocabulary: int, generator: torch.Generator) -> Tensors:
-    """Token ids, and the mask, labels and positions that the recipe gives. Padding never counts in the loss."""
-    mask = _padding_mask(text)
-    ids = torch.randint(0, vocabulary, (text.batch, text.tokens), generator=generator)
-    drawn = {"input_ids": ids}
-    if text.padding:
-        drawn["attention_mask"] = mask.to(torch.bool) if text.boolean else mask
-    if text.labels:
-        labels = ids.masked_fill(mask == 0, -100)
-        if text.labels == "some":
-            labels[:, :3] = -100
-            labels[0, text.tokens - 2] = -100
-        drawn["labels"] = labels
-    if text.positions == "cumsum":
-        drawn["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    elif text.positions == "given":
-        steps = torch.arange(text.tokens).flip(0)
-        drawn["position_ids"] = torch.stack([steps + 2 * row for row in range(text.batch)])
-    return drawn
-
-
 def _text_of(inputs: Mapping[str, torch.Tensor]) -> Tensors:
     return {n: inputs[n] for n in ("input_ids", "attention_mask", "labels", "position_ids") if n in inputs}
 
@@ -169,8 +113,8 @@ def _forward(recipe: Recipe) -> Answer:
     generator = torch.Generator().manual_seed(recipe.seed)
     model = _adapted(recipe)
     result = _described(recipe, model)
-    parameters = _draw_parameters(recipe, model, generator)
-    text = _draw_text(recipe.text, model.get_base_model().config.vocab_size, generator)
+    parameters = draw_parameters(recipe, model, generator)
+    text = draw_text(recipe.text, model.get_base_model().config.vocab_size, generator)
     result.inputs = {**{"parameters." + name: value for name, value in parameters.items()}, **text}
     for dtype in (torch.float64, torch.float32):
         model = _adapted(recipe, dtype)
@@ -194,7 +138,7 @@ def _prefix_encode(recipe: Recipe) -> Answer:
     generator = torch.Generator().manual_seed(recipe.seed)
     model = _adapted(recipe)
     result = _described(recipe, model)
-    parameters = _draw_parameters(recipe, model, generator)
+    parameters = draw_parameters(recipe, model, generator)
     result.inputs = {"parameters." + name: value for name, value in parameters.items()}
     batch_size = recipe.arguments["batch_size"]
     for dtype in (torch.float64, torch.float32):
@@ -215,11 +159,11 @@ def _attention(recipe: Recipe) -> Answer:
     generator = torch.Generator().manual_seed(recipe.seed)
     config = load_base(str(recipe.model), torch.float32).config
     heads, width = config.n_head, config.n_embd // config.n_head
-    inputs = {"hidden": _draw(generator, 1.0, text.batch, text.tokens, config.n_embd)}
+    inputs = {"hidden": draw(generator, 1.0, text.batch, text.tokens, config.n_embd)}
     for half in ("key", "value") if virtual else ():
-        inputs[f"past.{half}"] = _draw(generator, 1.0, text.batch, heads, virtual, width)
+        inputs[f"past.{half}"] = draw(generator, 1.0, text.batch, heads, virtual, width)
     causal = torch.ones(text.tokens, virtual + text.tokens, dtype=torch.bool).tril(virtual)
-    keys = torch.cat([torch.ones(text.batch, virtual, dtype=torch.int64), _padding_mask(text)], dim=1)
+    keys = torch.cat([torch.ones(text.batch, virtual, dtype=torch.int64), padding_mask(text)], dim=1)
     inputs["visible"] = causal[None] & (keys != 0)[:, None, :]
     result = Answer(inputs=inputs, model=config.to_dict())
     for dtype in (torch.float64, torch.float32):
@@ -243,7 +187,7 @@ def _mask(recipe: Recipe) -> Answer:
     """The mask that PEFT hands the base model; any model and method that has as many virtual tokens would do."""
     assert recipe.text
     generator = torch.Generator().manual_seed(recipe.seed)
-    text = _draw_text(recipe.text, 53, generator)
+    text = draw_text(recipe.text, 53, generator)
     asked = Recipe(
         PREFIX, "", "", "", "", "gpt2-even", {"num_virtual_tokens": recipe.arguments["num_virtual_tokens"]}
     )
@@ -271,20 +215,20 @@ def _init(recipe: Recipe) -> Answer:
 def _random(recipe: Recipe) -> Answer:
     result = Answer()
     torch.manual_seed(recipe.arguments["seed"])
-    for i, draw in enumerate(recipe.arguments["draws"]):
-        match draw["kind"]:
+    for i, asked in enumerate(recipe.arguments["draws"]):
+        match asked["kind"]:
             case "normal":
-                result.double[f"draws.{i}"] = torch.empty(draw["shape"]).normal_()
+                result.double[f"draws.{i}"] = torch.empty(asked["shape"]).normal_()
             case "uniform":
-                result.double[f"draws.{i}"] = torch.empty(draw["shape"]).uniform_()
+                result.double[f"draws.{i}"] = torch.empty(asked["shape"]).uniform_()
             case "randint":
-                result.double[f"draws.{i}"] = torch.randint(draw["low"], draw["high"], draw["shape"])
+                result.double[f"draws.{i}"] = torch.randint(asked["low"], asked["high"], asked["shape"])
             case "embedding":
                 result.double[f"draws.{i}.weight"] = torch.nn.Embedding(
-                    draw["rows"], draw["columns"]
+                    asked["rows"], asked["columns"]
                 ).weight.detach()
             case "linear":
-                layer = torch.nn.Linear(draw["inputs"], draw["outputs"])
+                layer = torch.nn.Linear(asked["inputs"], asked["outputs"])
                 result.double[f"draws.{i}.weight"] = layer.weight.detach()
                 result.double[f"draws.{i}.bias"] = layer.bias.detach()
     result.double = {n: t.double() if t.is_floating_point() else t for n, t in result.double.items()}
@@ -315,10 +259,10 @@ def _load(recipe: Recipe) -> Answer:
     assert recipe.text
     generator = torch.Generator().manual_seed(recipe.seed)
     model = _adapted(recipe)
-    set_parameters(model, _draw_parameters(recipe, model, generator))
+    set_parameters(model, draw_parameters(recipe, model, generator))
     result = _described(recipe, model)
     result.config = None  # the port reads it in the adapter
-    result.inputs = _draw_text(recipe.text, model.get_base_model().config.vocab_size, generator)
+    result.inputs = draw_text(recipe.text, model.get_base_model().config.vocab_size, generator)
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
         for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -334,7 +278,7 @@ def _save(recipe: Recipe) -> Answer:
     generator = torch.Generator().manual_seed(recipe.seed)
     model = _adapted(recipe)
     result = _described(recipe, model)
-    parameters = _draw_parameters(recipe, model, generator)
+    parameters = draw_parameters(recipe, model, generator)
     result.inputs = {"parameters." + name: value for name, value in parameters.items()}
     for dtype in (torch.float64, torch.float32):
         model = _adapted(recipe, dtype)

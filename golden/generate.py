@@ -34,7 +34,7 @@ from safetensors.numpy import save
 
 from refpeft.files import write_atomically
 from refpeft.oracle import budget
-from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, all_vectors, read_vector
+from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, read_vector
 
 GOLDEN = Path(__file__).resolve().parent
 MANIFEST, FLOORS = "manifest.json", "floors.json"
@@ -109,7 +109,7 @@ def generate() -> str:
     replace_tree("models", models)
     replace_tree("vectors", vectors)
     write_atomically(GOLDEN / MANIFEST, manifest())
-    write_atomically(GOLDEN / FLOORS, budget.floors_document(list(all_vectors(GOLDEN))))
+    write_atomically(GOLDEN / FLOORS, budget.floors_document(GOLDEN))
     write_atomically(GOLDEN / MANIFEST, manifest())
     size = sum(map(len, [*models.values(), *vectors.values()]))
     return f"{len(made)} vectors, {len(MODELS)} models, {size / 1e6:.2f} MB"

@@ -197,7 +197,7 @@ _CHECKPOINT = (
     _forward(PREFIX, "checkpoint.load", "load-folded-projection", "a projection comes back as the flat prefix",
              "CK-1 CK-3 PX-5", "even", Text(2, 8, "right"), 5, **PROJECTED),
     _forward(PREFIX, "checkpoint.load", "load-folded-square", "a folded projection whose weight was square",
-             "CK-3 PX-5", "even", Text(2, 8), 5, equal_axes=SQUARE, **SQUARE_EVEN),
+             "CK-3 PX-5", "even", Text(2, 8), 5, **SQUARE_EVEN),
     _forward(PROMPT, "checkpoint.save", "save", "the table and its configuration", "CK-1 CK-2", "even", None, 5),
     _forward(PREFIX, "checkpoint.save", "save", "the flat prefix and its configuration", "CK-1 CK-2", "odd", None, 2),
     _forward(PREFIX, "checkpoint.save", "save-folded-projection", "the evaluated projection, not its weights",

@@ -125,7 +125,7 @@ def check(
         if failures is None and not selection.partial:
             _forget(STATE / "failures")
         cases = []
-        with tempfile.TemporaryDirectory(prefix="refpeft-") as work, _progress(form, selection) as advance:
+        with tempfile.TemporaryDirectory(prefix="refpeft-") as work, _progress(form, reached, selection) as advance:
             where = failures or STATE / "failures"
             for case in judge(reached, selection, Path(work), where, fail_fast=fail_fast):
                 cases.append(case)
@@ -254,7 +254,7 @@ def _selection(port: Port, vectors: list[Vector], profiles: Sequence[str], parti
     )
 
 
-def _progress(form: str, selection: Selection) -> Any:
+def _progress(form: str, port: Port, selection: Selection) -> Any:
     """A context that gives a function to call after each case."""
     from contextlib import contextmanager, nullcontext
 
@@ -265,9 +265,11 @@ def _progress(form: str, selection: Selection) -> Any:
     def shown() -> Any:
         from rich.console import Console
 
+        from refpeft.oracle.judge import can_answer
         from refpeft.oracle.report.terminal import progress_bar
 
-        with progress_bar(Console(), len(selection.vectors) * len(selection.profiles)) as progress:
+        asked = sum(can_answer(port.abilities, vector) for vector in selection.vectors)
+        with progress_bar(Console(), asked * len(selection.profiles)) as progress:
             yield lambda: progress.advance(progress.task_ids[0])
 
     return shown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def clauses() -> dict[str, str]:
             body = re.split(r"^## ", body, maxsplit=1, flags=re.MULTILINE)[0].strip()
             found[label] = f"{label} {heading[2]}\n\n{body}\n\n(specs/{page.name})"
     return found
+
+
+@functools.cache
+def _titles() -> dict[str, str]:
+    try:
+        return {label: text.split("\n", 1)[0] for label, text in clauses().items()}
+    except LookupError:
+        return {}
+
+
+def clause_title(label: str) -> str:
+    """A clause's label with its title, or the label alone where the pages are not installed."""
+    return _titles().get(label, label)
 
 
 def explain(topic: str) -> str:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from refpeft.oracle.explain import clause_title
 from refpeft.oracle.judge import CaseResult, Results
 from refpeft.oracle.questions import LEVELS
 
@@ -94,7 +95,7 @@ def _block(group: Sequence[CaseResult]) -> Text:
     else:
         lines.append("  first difference  ")
         lines.append(first.name, "bold")
-        lines.append(f"  ({first.clause})\n" if first.clause else "\n")
+        lines.append(f"  ({clause_title(first.clause)})\n" if first.clause else "\n")
         if first.reason:
             lines.append(f"    {first.reason}\n")
         if first.measure not in ("", "exact"):
@@ -130,7 +131,8 @@ def _before(case: CaseResult) -> str:
         return ""
     bits = [d.bits for d in before if d.bits is not None]
     agreement = f"to {min(bits):g} bits or better" if bits else "exactly"
-    return f"    before it, {len(before)} tensor{'s' if len(before) > 1 else ''} agree {agreement}\n"
+    tensors = f"{len(before)} tensors agree" if len(before) > 1 else "1 tensor agrees"
+    return f"    before it, {tensors} {agreement}\n"
 
 
 def _skipped(cases: Sequence[CaseResult]) -> list[RenderableType]:
