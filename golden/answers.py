@@ -34,7 +34,7 @@ from peft import (
 )
 from peft.utils.other import _prepare_prompt_learning_config
 from recipes import PREFIX, PROMPT, Recipe
-from transformers import AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoTokenizer, DynamicCache
 
 CONFIGS = {PROMPT: PromptTuningConfig, PREFIX: PrefixTuningConfig}
 EMBEDDING = "prompt_encoder.embedding.weight"
@@ -54,6 +54,8 @@ class Answer:
     model: dict[str, Any] | None = None
     """The base model's configuration."""
     document: dict[str, Any] | None = None
+    arguments: dict[str, Any] | None = None
+    """The port's arguments, where they are not the recipe's."""
     adapter: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -239,19 +241,25 @@ def _random(recipe: Recipe) -> Answer:
 def _resolve(recipe: Recipe) -> Answer:
     """HF's own reading of an adapter_config.json, its rule for the base model's sizes, and the rule of submodules.
 
-    The latter is one line of `PeftModel._setup_prompt_encoder`, which only runs on a whole model.
+    The base is a configuration of HF's own class; the port gets the config.json that HF saves of it. The rule of
+    submodules is one line of `PeftModel._setup_prompt_encoder`, which only runs on a whole model.
     """
-    base = recipe.arguments["base_config"]
+    given, base = recipe.arguments["base_config"], None
+    arguments = dict(recipe.arguments)
     with tempfile.TemporaryDirectory() as directory:
+        if given is not None:
+            base = AutoConfig.for_model(**given)
+            base.save_pretrained(directory)
+            arguments["base_config"] = json.loads(Path(directory, "config.json").read_text())
         Path(directory, "adapter_config.json").write_text(json.dumps(recipe.arguments["config"]))
         try:
             config = PeftConfig.from_pretrained(directory)
             config = config if base is None else _prepare_prompt_learning_config(config, base)
         except (ValueError, TypeError, KeyError):
-            return Answer(document={"rejected": True})
+            return Answer(document={"rejected": True}, arguments=arguments)
     if base is not None and config.num_transformer_submodules is None:
         config.num_transformer_submodules = 2 if config.task_type == "SEQ_2_SEQ_LM" else 1
-    return Answer(document={"config": _written(config)})
+    return Answer(document={"config": _written(config)}, arguments=arguments)
 
 
 def _load(recipe: Recipe) -> Answer:

@@ -60,7 +60,7 @@ def make(recipe: Recipe) -> Made:
         clauses=recipe.clauses.split(),
         model=None if recipe.question in WITHOUT_MODEL else recipe.model,
         config=given.config,
-        arguments=_arguments(recipe),
+        arguments=_arguments(recipe) if given.arguments is None else given.arguments,
         dims=dims,
         equal_axes=recipe.equal_axes,
         seed=recipe.seed if given.inputs and recipe.question != "init" else None,
@@ -124,14 +124,16 @@ def _is_computed(recipe: Recipe, name: str) -> bool:
 def _kind(recipe: Recipe, name: str) -> Kind:
     if name.startswith("draws."):
         draw = recipe.arguments["draws"][int(name.split(".")[1])]
-        return "drawn" if draw["kind"] in ("normal", "embedding") else "exact"
+        return "exact" if draw["kind"] == "randint" else "drawn"
     if name.startswith("parameters."):
         config = recipe.config or {}
         copied = config.get("prompt_tuning_init") in ("TEXT", "SAMPLE_VOCAB") and not config.get(
             "inference_mode"
         )
-        zero = config.get("init_weights") == "zero" and not config.get("prefix_projection")
-        return "drawn" if EMBEDDING in name and not copied and not zero else "exact"
+        projected = config.get("prefix_projection") and not config.get("inference_mode")
+        last = "transform.2." in name if projected else EMBEDDING in name
+        zero = config.get("init_weights") == "zero" and last
+        return "exact" if copied or zero else "drawn"
     if name == "prompt_embeddings":
         return "exact" if recipe.method == PROMPT else "composite"
     step = step_of(name)

@@ -167,7 +167,7 @@ class ProcessPort:
                 if self._process.stdin:
                     self._process.stdin.close()
             try:
-                self._process.wait(5)
+                self._process.wait(min(5, self.timeout))
             except subprocess.TimeoutExpired:
                 self._kill()
         self._release()

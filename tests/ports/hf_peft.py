@@ -24,7 +24,7 @@ import peft
 import torch
 from peft.utils.other import _prepare_prompt_learning_config
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 logging.disable_progress_bar()
@@ -185,13 +185,11 @@ def config_resolve(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> 
         with tempfile.TemporaryDirectory() as directory:
             (Path(directory) / "adapter_config.json").write_text(json.dumps(arguments["config"]))
             config = peft.PeftConfig.from_pretrained(directory)
-        if arguments["base_config"] is not None:
-            base = dict(arguments["base_config"])
-            model_type = base.pop("model_type", None)
-            filled = AutoConfig.for_model(model_type, **base) if model_type else PreTrainedConfig(**base)
-            config = _prepare_prompt_learning_config(config, filled)
-            if config.num_transformer_submodules is None:
-                config.num_transformer_submodules = 2 if config.task_type == "SEQ_2_SEQ_LM" else 1
+            if arguments["base_config"] is not None:
+                (Path(directory) / "config.json").write_text(json.dumps(arguments["base_config"]))
+                config = _prepare_prompt_learning_config(config, AutoConfig.from_pretrained(directory))
+                if config.num_transformer_submodules is None:
+                    config.num_transformer_submodules = 2 if config.task_type == "SEQ_2_SEQ_LM" else 1
     except (ValueError, TypeError, KeyError) as error:
         return {"rejected": True, "message": str(error)}
     return {"config": json.loads(json.dumps(asdict(config)))}
