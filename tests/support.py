@@ -24,10 +24,11 @@ def need(name: str) -> Any:
     program = shutil.which(name)
     if program:
         return program
-    if importlib.util.find_spec(name):
+    root = name.partition(".")[0]
+    if importlib.util.find_spec(root):
         return importlib.import_module(name)
-    message = f"needs {name}, which is not installed here"
-    if name in REQUIRED:
+    message = f"needs {root}, which is not installed here"
+    if root in REQUIRED:
         pytest.fail(f"{message}, but REFPEFT_REQUIRE lists it", pytrace=False)
     return pytest.skip(message, allow_module_level=True)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import need
 
 from refpeft.config import (
     PEFT_VERSION,
@@ -585,7 +586,7 @@ def test_head_dim_has_to_divide() -> None:
 
 
 def hf() -> Any:
-    return pytest.importorskip("peft", reason="needs the golden extra")
+    return need("peft")
 
 
 @pytest.mark.live

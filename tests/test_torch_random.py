@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support import need
 
 from refpeft.errors import InputError
 from refpeft.torch_random import Generator, embedding, linear
@@ -408,7 +409,7 @@ def assert_agrees_with(torch, draw, mine, its):
 @example(seed=2**64 - 1, draws=[("randn", 1), ("randint", 3, -5, 2**28), ("linear", 5, 3), ("randn", 1)])
 @example(seed=-(2**63), draws=[("randn", 3), ("embedding", 4, 4), ("randn", 1)])
 def test_every_sequence_of_draws_is_that_of_torch(seed, draws):
-    torch = pytest.importorskip("torch", reason="needs the golden extra")
+    torch = need("torch")
     generator = Generator(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -420,7 +421,7 @@ def test_every_sequence_of_draws_is_that_of_torch(seed, draws):
 @pytest.mark.live
 @pytest.mark.parametrize("size", range(1, 71))
 def test_every_size_of_normals_is_that_of_torch(size):
-    torch = pytest.importorskip("torch", reason="needs the golden extra")
+    torch = need("torch")
     generator = Generator(size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(size)
@@ -430,7 +431,7 @@ def test_every_size_of_normals_is_that_of_torch(size):
 
 @pytest.mark.live
 def test_torch_refuses_the_seeds_refused_here():
-    torch = pytest.importorskip("torch", reason="needs the golden extra")
+    torch = need("torch")
     for seed in (2**64, -(2**63) - 1):
         with torch.random.fork_rng(devices=[]), pytest.raises(ValueError, match="Overflow"):
             torch.manual_seed(seed)

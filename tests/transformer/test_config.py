@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import need
 
 from refpeft.config import PrefixTuningConfig, PromptTuningConfig
-from refpeft.fill_in import fill_in
 from refpeft.errors import ConfigError
+from refpeft.fill_in import fill_in
 from refpeft.transformer.config import ModelConfig
 
 ONE = "an integer from 1 to 2147483648"
@@ -285,7 +286,7 @@ RAW = st.fixed_dictionaries(
 @pytest.mark.live
 @given(raw=RAW)
 def test_live_gpt2(raw: dict[str, Any]) -> None:
-    transformers = pytest.importorskip("transformers", reason="needs the golden extra")
+    transformers = need("transformers")
     theirs = transformers.GPT2Config(**raw)
     ours = gpt2(**raw)
     assert {name: getattr(ours, name) for name in NAMES} == {
@@ -299,8 +300,8 @@ def test_live_gpt2(raw: dict[str, Any]) -> None:
 @given(raw=RAW)
 def test_live_fill_in(name: str, raw: dict[str, Any]) -> None:
     """What `fill_in` finds in `ModelConfig.hf` is what HF finds in the configuration object."""
-    transformers = pytest.importorskip("transformers", reason="needs the golden extra")
-    peft = pytest.importorskip("peft", reason="needs the golden extra")
+    transformers = need("transformers")
+    peft = need("peft")
     theirs = getattr(peft, name)(num_virtual_tokens=3)
     peft.utils.other._prepare_prompt_learning_config(theirs, transformers.GPT2Config(**raw))
     cls: Any = {"PromptTuningConfig": PromptTuningConfig, "PrefixTuningConfig": PrefixTuningConfig}[name]
@@ -310,7 +311,7 @@ def test_live_fill_in(name: str, raw: dict[str, Any]) -> None:
 
 @pytest.mark.live
 def test_live_heads_message() -> None:
-    modeling = pytest.importorskip("transformers.models.gpt2.modeling_gpt2", reason="needs the golden extra")
+    modeling = need("transformers.models.gpt2.modeling_gpt2")
     values = {"n_embd": 10, "n_head": 3, "n_layer": 1, "vocab_size": 50300}
     with pytest.raises(ValueError, match="divisible") as theirs:
         modeling.GPT2Model(modeling.GPT2Config(**values))
@@ -319,7 +320,7 @@ def test_live_heads_message() -> None:
 
 @pytest.mark.live
 def test_live_file(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="needs the golden extra")
+    transformers = need("transformers")
     transformers.GPT2Config(dtype="float16").save_pretrained(str(tmp_path))
     ours = ModelConfig.from_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
