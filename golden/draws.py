@@ -1,4 +1,7 @@
-"""Inputs of the golden vectors: drawn from a recipe's seed in float64, then put on the bfloat16 grid."""
+"""Inputs of the golden vectors: drawn from a recipe's seed in float64, then put on the bfloat16 grid.
+
+The parameters of a few cases leave the grid again: they find ports that round to half precision.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,9 @@ def draw_parameters(recipe: Recipe, model: PeftModel, generator: torch.Generator
         if "transform" in name:
             scale = 0.3 if name.endswith("bias") else 1.4 / math.sqrt(parameter.shape[1])
         tensor = draw(generator, scale, *parameter.shape)
+        if not recipe.on_grid:
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor = (tensor.double() * (1 + 2**-8 * noise)).float()
         if zeroed and ("transform.2" in name or not projected):
             tensor = torch.zeros_like(tensor)
         drawn[without_adapter(name)] = tensor

@@ -48,6 +48,8 @@ class Recipe:
     stages: bool = False
     """Keep every stage, not just what an answer must have."""
     equal_axes: str = ""
+    on_grid: bool = True
+    """Whether real inputs lie on the bfloat16 grid; off it, a port that rounds them to half precision is found."""
 
     @property
     def id(self) -> str:
@@ -63,11 +65,11 @@ class Recipe:
 
 def _forward(
     method: str, question: str, name: str, title: str, clauses: str, model: str, text: Text | None,
-    n: int, stages: bool = False, equal_axes: str = "", **config: Any,
+    n: int, stages: bool = False, equal_axes: str = "", on_grid: bool = True, **config: Any,
 ) -> Recipe:  # fmt: skip
     return Recipe(
         method, question, name, title, clauses, f"gpt2-{model}", {"num_virtual_tokens": n, **config},
-        text=text, stages=stages, equal_axes=equal_axes,
+        text=text, stages=stages, equal_axes=equal_axes, on_grid=on_grid,
     )  # fmt: skip
 
 
@@ -120,6 +122,8 @@ _FORWARD_PROMPT = (
              Text(2, 8, "left", "all", "cumsum"), 5),
     _forward(PROMPT, "forward", "inference-mode", "in inference mode the table is used as it is", "PT-2 CF-1", "even",
              Text(2, 8, "right", "all"), 5, inference_mode=True),
+    _forward(PROMPT, "forward", "full-float32-parameters", "parameters that no half precision holds", "PT-3", "odd",
+             Text(5, 7, "left", "some"), 2, on_grid=False),
     _forward(PROMPT, "forward", "aligned", "sizes that are multiples of 32", "PT-3 MK-1 AT-3", "aligned",
              Text(4, 16, "right", "all"), 8),
 )  # fmt: skip
@@ -155,6 +159,8 @@ _FORWARD_PREFIX = (
              "even", Text(2, 8, "right", "all"), 5, **ZERO),
     _forward(PREFIX, "forward", "folded-projection", "a projection in inference mode: the flat prefix itself",
              "PX-5 CK-3", "even", Text(2, 8, "right", "all"), 5, **FOLDED),
+    _forward(PREFIX, "forward", "full-float32-parameters", "parameters that no half precision holds", "PX-4 AT-2", "odd",
+             Text(5, 7, "left", "some"), 2, on_grid=False),
     _forward(PREFIX, "forward", "aligned", "sizes that are multiples of 32", "PX-3 PX-4 AT-2 AT-3", "aligned",
              Text(4, 16, "left", "all"), 8),
     _forward(PREFIX, "forward", "aligned-projected", "sizes that are multiples of 32, with a projection",

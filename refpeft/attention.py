@@ -167,7 +167,7 @@ def weights(scores: Float[Array, "batch heads query key"]) -> Float[Array, "batc
     """One softmax over prefix and text together.
 
     How others differ: LLaMA-Adapter's separate softmax with a gate is another method. Here the prefix takes its share
-    λ of each row, and the text keeps 1 − λ (He et al. 2021, section 3.2).
+    λ of each row, and the text keeps 1 − λ (He et al. 2021, section 3.1).
     """
     return softmax(scores)
 
@@ -177,7 +177,7 @@ def weights(scores: Float[Array, "batch heads query key"]) -> Float[Array, "batc
     clause="AT-4",
     stage=_LAYER + "context",
     axes="batch query width",
-    source=_GPT2 + "eager_attention_forward",
+    source=_GPT2 + "GPT2Attention.forward",
 )
 def context(
     weights: Float[Array, "batch heads query key"], value_states: Float[Array, "batch kv_heads key head_dim"]

@@ -340,7 +340,7 @@ class PrefixTuningConfig(PromptLearningConfig):
         ConfigError: as `PromptLearningConfig`.
 
     How others differ: HF takes any other `init_weights`, such as "ones", and silently does as for None. Here
-    that is an error. Li and Liang (2021) always reparametrise with the two-layer network; in HF it is an
+    that is an error. Li and Liang (2021) reparametrise by default with the two-layer network; in HF it is an
     option that is off.
     """
 

@@ -45,7 +45,8 @@ def fill_in(config: Config, base_config: Mapping[str, Any]) -> Config:
 
     How others differ: HF changes `config` itself. Given a configuration *object*, HF asks first for its
     attribute `num_hidden_layers`, which transformers maps to `n_layer` for GPT-2, to the encoder's layers for
-    T5 and BART; a `config.json` with one of the keys above gives the same. HF also sets `encoder_hidden_size`
+    T5 and BART. For GPT-2 the `config.json` gives the same; for classes that derive the number from other keys
+    (BART's relatives), the caller has to give `num_layers`. HF also sets `encoder_hidden_size`
     on a PromptTuningConfig, where it is no field: never used, never written. Ports forget that step 2
     overwrites, or do step 3 before it.
     """

@@ -82,7 +82,9 @@ def _same_shape(array: Array, shape: tuple[int, ...], name: str, virtual: int) -
 
 def checked_mask(attention_mask: Any, shape: tuple[int, ...], virtual: int) -> Array:
     """A mask of 0 and 1 for the text alone, of the shape of the ids."""
-    mask = _array(attention_mask, "attention_mask", "iufb", "numbers or booleans")
+    bfloat16 = str(getattr(attention_mask, "dtype", "")) == "bfloat16"  # no kind of NumPy's own
+    mask = attention_mask.astype(numpy.float32) if bfloat16 else attention_mask
+    mask = _array(mask, "attention_mask", "iufb", "numbers or booleans")
     _same_shape(mask, shape, "attention_mask", virtual)
     if not numpy.isin(mask, (0, 1)).all():
         raise InputError("attention_mask must hold only 0 (padding) and 1 (token).")

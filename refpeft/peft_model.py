@@ -194,7 +194,8 @@ class PeftModel:
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write an adapter that HF peft loads; see `refpeft.checkpoint.save`."""
-        checkpoint.save(directory, self.config, self._parameters)
+        named = self.config.base_model_name_or_path or self.base.config.name_or_path or None
+        checkpoint.save(directory, replace(self.config, base_model_name_or_path=named), self._parameters)
 
     @classmethod
     def from_pretrained(cls, base: BaseModel, directory: str | Path) -> PeftModel:
@@ -240,6 +241,13 @@ def get_peft_model(base: BaseModel, config: PromptLearningConfig, seed: int = 0)
     """
     config = _prepared(base, replace(config, base_model_name_or_path=base.config.name_or_path or None))
     generator, like = Generator(seed), base.parameters["embeddings.tokens.weight"]
+    if (
+        isinstance(config, PromptTuningConfig)
+        and config.prompt_tuning_init == "TEXT"
+        and config.tokenizer_kwargs
+    ):
+        safe = {name: value for name, value in config.tokenizer_kwargs.items() if name != "trust_remote_code"}
+        config = replace(config, tokenizer_kwargs=safe)  # HF drops it here too, and saves what is left
     if isinstance(config, PrefixTuningConfig):
         return PeftModel(base, config, prefix_encoder.initial_parameters(config, generator, like))
     assert isinstance(config, PromptTuningConfig)  # noqa: S101  (the two classes there are)

@@ -131,9 +131,11 @@ def initial_parameters(
 
 
 def tokenize(tokenizer_path: str, text: str) -> Int[Array, " text"]:
-    """The token ids of a text, special tokens included, from a local `tokenizer.json`.
+    """The token ids of a text, special tokens included, from a local `tokenizer.json`. Clause PT-5.
 
-    Source: HF's `tokenizer(text)["input_ids"]`, whose fast tokenizers run the same `tokenizers` library.
+    Padding and truncation that the file asks for are switched off, as HF switches them off in a plain call.
+    Source: HF's `tokenizer(text)["input_ids"]`, whose fast tokenizers run the same `tokenizers` library. A
+    tokenizer_config.json beside the file, which can change the pipeline in HF, is not read (specs/stricter.md).
 
     Raises:
         ConfigError: there is no readable tokenizer.json at the path.
@@ -154,14 +156,14 @@ def tokenize(tokenizer_path: str, text: str) -> Int[Array, " text"]:
         raise ConfigError(
             f"{file} is not a tokenizer.json that the tokenizers library can read: {error}"
         ) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     ids: Sequence[int] = tokenizer.encode(text).ids
     return numpy.asarray(ids, dtype=numpy.int64)
 
 
 def _refuse_tokenizer_kwargs(config: PromptTuningConfig) -> None:
-    kwargs = {
-        name: value for name, value in (config.tokenizer_kwargs or {}).items() if name != "trust_remote_code"
-    }
+    kwargs = {name: value for name, value in (config.tokenizer_kwargs or {}).items() if name != "trust_remote_code"}
     if kwargs:
         raise ConfigError(
             f"tokenizer_kwargs is {kwargs}; they configure transformers' AutoTokenizer, and refpeft reads tokenizer.json as "

@@ -9,7 +9,7 @@ torch's own floating-point values depend on the CPU. The values here are those o
 nearly every x86 machine runs, AVX-512 machines included: integers, uniforms and normals have the same bits
 (but see `_multiply_add`). torch's plain kernels, for CPUs without AVX2 (measured with
 `ATEN_CPU_CAPABILITY=default` on x86), differ from those, and hence from here: uniforms, and with them
-`linear`, are rounded twice, and 16 standard normals or more are off by up to 2.4e-6, because the angle is
+`linear`, are rounded twice, and 16 standard normals or more are off by up to 2.5e-6, because the angle is
 rounded at another place. Integers are the same everywhere.
 
 Random numbers are drawn once, on the host, and no gradient flows through them: this module uses NumPy itself.

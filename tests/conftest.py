@@ -2,6 +2,8 @@
 
 import os
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # tiny matrices: threads only wait for one another
+
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 

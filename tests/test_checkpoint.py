@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from support import tiny_base
 from refpeft import checkpoint, files, prefix_encoder
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
 from refpeft.errors import CheckpointError, ConfigError
+from refpeft.fill_in import fill_in
 from refpeft.peft_model import PeftModel, get_peft_model
 from refpeft.tensors import read_tensors, write_tensors
 
@@ -289,3 +291,19 @@ def test_numbers_too_large_for_float32(adapter: Path) -> None:
     PeftModel.from_pretrained(tiny_base(), adapter)
     with pytest.raises(CheckpointError, match="prompt_embeddings"):
         PeftModel.from_pretrained(tiny_base(dtype="float32"), adapter)
+
+
+@pytest.mark.parametrize("given", [None, "somewhere/else"])
+def test_the_base_model_s_name_is_filled_in_when_saving(tmp_path: Path, given: str | None) -> None:
+    """Where the configuration names none, as HF does in `save_pretrained`."""
+    base = tiny_base()
+    base = replace(base, config=replace(base.config, name_or_path="a/base"))
+    model = PeftModel(
+        base,
+        fill_in(PrefixTuningConfig(task_type="CAUSAL_LM", base_model_name_or_path=given), base.config.hf),
+        {"prompt_encoder.embedding.weight": numpy.ones((20, 90))},
+    )
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == (given or "a/base")
+    assert model.config.base_model_name_or_path == given

@@ -9,7 +9,7 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import tiny_base
+from support import need, tiny_base
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from refpeft import arrays, prompt_embedding
@@ -49,6 +49,27 @@ def write_tokenizer(path: Path) -> Path:
     )
     tokenizer.save(str(path / "tokenizer.json"))
     return path
+
+
+@pytest.mark.parametrize("stored", ["padding", "truncation", "both"])
+def test_padding_and_truncation_that_the_file_asks_for_are_switched_off(tmp_path: Path, stored: str) -> None:
+    tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path) / "tokenizer.json"))
+    if stored != "truncation":
+        tokenizer.enable_padding(length=9)
+    if stored != "padding":
+        tokenizer.enable_truncation(2)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert prompt_embedding.tokenize(str(tmp_path), "a b c").tolist() == [1, 5, 6, 7, 2]
+
+
+@pytest.mark.live
+@pytest.mark.filterwarnings("ignore")
+def test_stored_padding_and_truncation_are_switched_off_by_hf_too(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path) / "tokenizer.json"))
+    tokenizer.enable_padding(length=9)
+    tokenizer.enable_truncation(2)
+    fast = need("transformers").PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    assert fast("a b c")["input_ids"] == [1, 5, 6, 7, 2]
 
 
 def text_config(path: Path, text: str = "a b c", **fields: Any) -> PromptTuningConfig:

@@ -23,8 +23,9 @@ from refpeft.oracle.questions import PREFIX, Answer, Ask
 from refpeft.oracle.vectors import Tensor
 from refpeft.tensors import read_tensors
 
-MASKED = -1e4
-"""A masked score must be at most this (clause JG-5)."""
+MASKED = -1e3
+"""A masked score must be at most this (clause JG-5): its weight is then exactly zero in every format, and a port that *adds*
+−1e4 to its scores passes."""
 DECIDE_WHAT_COUNTS = ("inputs.attention_mask", "inputs.labels")
 """What says which positions count is itself compared at every position."""
 
@@ -84,7 +85,7 @@ def compare(
         numpy.ones(expected.shape, bool) if everywhere else valid.of_tensor(tensor.axes, expected.shape)
     )
     if expected.dtype.kind == "f":
-        masked = compared & (expected < -HIDDEN)
+        masked = numpy.asarray(compared & (expected < -HIDDEN))
         if (given[masked] > MASKED).any() or numpy.isnan(given[masked]).any():
             index = _first(masked & ~(given <= MASKED))
             return wrong(
@@ -92,7 +93,7 @@ def compare(
                 valid.words(tensor.axes, index),
             )
         compared = numpy.asarray(compared & ~masked)
-        unlike = compared & (numpy.isfinite(given) != numpy.isfinite(expected))
+        unlike = numpy.asarray(compared & (numpy.isfinite(given) != numpy.isfinite(expected)))
         if unlike.any():
             index = _first(unlike)
             return wrong(

@@ -34,6 +34,8 @@ class Family:
     """What the language-model class puts before the backbone's parameter names."""
     ignored: tuple[str, ...]
     """Endings of tensors in old checkpoints that are buffers, not weights."""
+    head: str
+    """HF's name of the language-model head."""
     positions: Literal["learned"]
     """How positions enter: `learned` adds rows of a table to the input embeddings."""
     norm: Literal["layer_norm"]
@@ -56,6 +58,7 @@ GPT2 = Family(
     model_type="gpt2",
     prefix="transformer.",
     ignored=(".attn.bias", ".attn.masked_bias"),
+    head="lm_head.weight",
     positions="learned",
     norm="layer_norm",
     whole={

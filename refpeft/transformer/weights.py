@@ -97,22 +97,28 @@ def parameters_from_hf(
 ) -> dict[str, Array]:
     """HF's tensors under refpeft's canonical names, transposed and cut as the family's row says.
 
-    `lm_head.weight` is the token table unless the configuration unties them. Tensors that the family does not name are
-    refused, except the buffers of old checkpoints: an unknown tensor means another architecture.
+    The head is the token table if the configuration ties them and the file does not hold two different tensors: then HF
+    leaves them untied (transformers 5.23.0 `modeling_utils.py`, `tie_weights`). If the file holds only one of the two, it is
+    both. Tensors that the family does not name are refused, except the buffers of old checkpoints: an unknown tensor
+    means another architecture.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, of another shape, not floating point, or not finite.
     """
     family = family_of(config.family)
     plain = {name.removeprefix(family.prefix): tensor for name, tensor in tensors.items()}
+    table, head = family.whole["embeddings.tokens.weight"].name, family.head
+    tied = config.tie_word_embeddings
+    if tied and head in plain:
+        tied = numpy.array_equal(plain.setdefault(table, plain[head]), plain[head])
     used: set[str] = set()
     parameters: dict[str, Array] = {}
-    for canonical, (source, shape) in _expected(family, config).items():
+    for canonical, (source, shape) in _expected(family, config, tied=tied).items():
         used.add(source.name)
         parameters[canonical] = _canonical(plain, source, shape, dtype, path)
-    if config.tie_word_embeddings:
+    if tied:
         parameters["head.weight"] = parameters["embeddings.tokens.weight"]
-        used.add("lm_head.weight")
+        used.add(head)
     unknown = sorted(name for name in plain if name not in used and not name.endswith(family.ignored))
     if unknown:
         raise CheckpointError(
@@ -122,7 +128,9 @@ def parameters_from_hf(
     return parameters
 
 
-def _expected(family: Family, config: ModelConfig) -> dict[str, tuple[Source, tuple[int, ...]]]:
+def _expected(
+    family: Family, config: ModelConfig, *, tied: bool
+) -> dict[str, tuple[Source, tuple[int, ...]]]:
     """Canonical name -> where HF keeps it, and its canonical shape."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
@@ -151,8 +159,8 @@ def _expected(family: Family, config: ModelConfig) -> dict[str, tuple[Source, tu
         for name, source in family.per_layer.items():
             located = Source(source.name.format(layer=layer), source.transposed, source.section)
             expected[f"layers.{layer}.{name}"] = (located, shape_of(name))
-    if not config.tie_word_embeddings:
-        expected["head.weight"] = (Source("lm_head.weight"), shape_of("head.weight"))
+    if not tied:
+        expected["head.weight"] = (Source(family.head), shape_of("head.weight"))
     return expected
 
 

@@ -169,7 +169,7 @@ def checkpoint_save(request: dict[str, Any], inputs: dict[str, torch.Tensor]) ->
     )
     base = AutoModelForCausalLM.from_config(base_config)
     base.config.name_or_path = base.name_or_path = config.base_model_name_or_path or ""
-    model = peft.get_peft_model(base, config)
+    model = peft.get_peft_model(base, config).to(getattr(torch, request["dtype"]))
     own = dict(model.named_parameters())
     for name, value in inputs.items():
         with torch.no_grad():

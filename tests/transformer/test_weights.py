@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy
 import pytest
 from foreign import Foreign
-from support import tiny_base
+from support import need, tiny_base
 
 from refpeft.errors import CheckpointError, ConfigError
 from refpeft.tensors import write_tensors
@@ -103,8 +103,49 @@ def test_an_untied_head_stays_apart(tmp_path: Path) -> None:
 
 def test_a_tied_checkpoint_may_hold_the_head_too(tmp_path: Path) -> None:
     base = tiny_base()
-    equal(
-        load_base_model(write(tmp_path, {**hf_tensors(base), "lm_head.weight": numpy.zeros((43, 15))})), base
+    head = base.parameters["head.weight"]
+    loaded = load_base_model(write(tmp_path, {**hf_tensors(base), "lm_head.weight": head}))
+    equal(loaded, base)
+    assert loaded.parameters["head.weight"] is loaded.parameters["embeddings.tokens.weight"]
+
+
+def test_a_tied_checkpoint_with_another_head_is_untied(tmp_path: Path) -> None:
+    """As HF does: two different tensors in the file are not tied, whatever the configuration says."""
+    base = tiny_base()
+    head = 2.0 * base.parameters["head.weight"]
+    loaded = load_base_model(write(tmp_path, {**hf_tensors(base), "lm_head.weight": head}))
+    numpy.testing.assert_array_equal(loaded.parameters["head.weight"], head)
+    numpy.testing.assert_array_equal(
+        loaded.parameters["embeddings.tokens.weight"], base.parameters["embeddings.tokens.weight"]
+    )
+
+
+def test_a_tied_checkpoint_with_the_head_alone(tmp_path: Path) -> None:
+    """As HF does: the one tensor that is there is both."""
+    base = tiny_base()
+    tensors = hf_tensors(base)
+    tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
+    equal(load_base_model(write(tmp_path, tensors)), base)
+
+
+@pytest.mark.live
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("heads", ["none", "equal", "other", "alone"])
+def test_tying_is_hf_s(tmp_path: Path, heads: str) -> None:
+    transformers = need("transformers")
+    base = tiny_base(dtype="float32")
+    tensors = hf_tensors(base)
+    table = tensors["transformer.wte.weight"]
+    if heads == "alone":
+        del tensors["transformer.wte.weight"]
+    if heads != "none":
+        tensors["lm_head.weight"] = 2 * table if heads == "other" else table
+    directory = write(tmp_path, tensors)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(directory)
+    ours = load_base_model(directory, dtype="float32").parameters
+    numpy.testing.assert_array_equal(theirs.lm_head.weight.detach().numpy(), ours["head.weight"])
+    numpy.testing.assert_array_equal(
+        theirs.transformer.wte.weight.detach().numpy(), ours["embeddings.tokens.weight"]
     )
 
 
