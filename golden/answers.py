@@ -105,10 +105,6 @@ def _run(model: PeftModel, inputs: Tensors, dtype: torch.dtype, gradients: bool)
     return ordered(seen, model.get_base_model().config.n_layer)
 
 
-def _parameters_of(inputs: Mapping[str, torch.Tensor]) -> Tensors:
-    return {n.removeprefix("parameters."): t for n, t in inputs.items() if n.startswith("parameters.")}
-
-
 def _forward(recipe: Recipe) -> Answer:
     """`inputs`, `forward` and `gradients`: one pass through the adapted model."""
     assert recipe.text
@@ -263,7 +259,10 @@ def _resolve(recipe: Recipe) -> Answer:
 
 
 def _load(recipe: Recipe) -> Answer:
-    """An adapter that HF trains in float32 and saves; then HF loads it into a float64 base."""
+    """An adapter that HF trains in float32 and saves; then HF loads it into a float64 base.
+
+    The last bits of what is saved depend on the CPU. A recipe that has a stored adapter loads that one instead.
+    """
     assert recipe.text
     generator = torch.Generator().manual_seed(recipe.seed)
     model = _adapted(recipe)
@@ -277,7 +276,7 @@ def _load(recipe: Recipe) -> Answer:
             result.adapter[name] = Path(directory, name).read_bytes()
         for dtype in (torch.float64, torch.float32):
             base = load_base(str(recipe.model), dtype)
-            loaded = PeftModel.from_pretrained(base, directory).to(dtype).eval()
+            loaded = PeftModel.from_pretrained(base, recipe.adapter or directory).to(dtype).eval()
             _store(result, dtype, _run(loaded, result.inputs, dtype, gradients=False))
     return result
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from cases import Made, make
 from components import RECIPES
 from models import MODELS, make_model
 from numpy.typing import NDArray
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from refpeft.files import write_atomically
 from refpeft.oracle import budget
@@ -40,6 +41,8 @@ GOLDEN = Path(__file__).resolve().parent
 MANIFEST, FLOORS = "manifest.json", "floors.json"
 TOLERANCE = 1e-12
 """How far two computers' float64 may be apart, as a normwise relative error."""
+ADAPTER_TOLERANCE = 1e-6
+"""How far two computers' float32 adapters may be apart, likewise."""
 FACTOR = 4.0
 """How far apart HF's float32 distance may be on two computers."""
 
@@ -126,8 +129,9 @@ def check() -> list[str]:
         for recipe in RECIPES:
             if recipe.id in stored:
                 vector = read_vector(GOLDEN / "vectors" / recipe.id)
-                problems += [f"{recipe.id}: {problem}" for problem in compare(make(recipe), vector)]
-    return problems
+                made = make(replace(recipe, adapter=vector.adapter_directory))
+                problems += [f"{recipe.id}: {problem}" for problem in compare(made, vector)]
+    return problems + budget.stale_floors(GOLDEN)
 
 
 def check_manifest() -> list[str]:
@@ -153,24 +157,36 @@ def compare(made: Made, vector: Vector) -> list[str]:
             problems.append(f"{what} tensors {sorted(new)} are stored as {sorted(old)}")
             continue
         for name in new:
-            exact = what == "input" or kinds[name] == "exact"
-            error = difference(new[name], old[name], exact)
-            if error > (0.0 if exact else TOLERANCE):
+            kind = "exact" if what == "input" else kinds[name]
+            error = difference(new[name], old[name], kind)
+            if error > {"exact": 0.0, "drawn": budget.DRAWN_TOLERANCE}.get(kind, TOLERANCE):
                 problems.append(f"{what} {name} is off by {error:.1e}")
     if not same_case(msgspec.to_builtins(made.case), msgspec.to_builtins(vector.case)):
         problems.append("case.json differs")
     for name, data in made.adapter.items():
-        if (vector.directory / "adapter" / name).read_bytes() != data:
+        old = (vector.directory / "adapter" / name).read_bytes()
+        if name.endswith(".json") and old != data:
             problems.append(f"adapter/{name} differs")
+        elif name.endswith(".safetensors"):
+            error = difference(
+                *(load(x)["prompt_embeddings"].astype(float) for x in (data, old)), "composite"
+            )
+            if error > ADAPTER_TOLERANCE:
+                problems.append(f"adapter/{name} is off by {error:.1e}")
     return problems
 
 
-def difference(new: NDArray[Any], old: NDArray[Any], exact: bool) -> float:
-    """The normwise relative error (without masked scores, which must agree); infinite for another shape or dtype."""
+def difference(new: NDArray[Any], old: NDArray[Any], kind: str) -> float:
+    """The error by kind: equal or infinite; largest; normwise relative. Infinite for another shape or dtype.
+
+    Masked scores are left out of the last, but must agree.
+    """
     if new.shape != old.shape or new.dtype != old.dtype:
         return float("inf")
-    if exact or new.dtype.kind in "iub":
+    if kind == "exact" or new.dtype.kind in "iub":
         return 0.0 if numpy.array_equal(new, old) else float("inf")
+    if kind == "drawn":
+        return float(numpy.abs(new - old).max(initial=0.0))
     seen = numpy.abs(old) < 1e30
     if not numpy.array_equal(new[~seen], old[~seen]):
         return float("inf")

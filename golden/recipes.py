@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 DIALECT = "peft-0.21.2"
@@ -50,6 +51,9 @@ class Recipe:
     equal_axes: str = ""
     on_grid: bool = True
     """Whether real inputs lie on the bfloat16 grid; off it, a port that rounds them to half precision is found."""
+
+    adapter: Path | None = None
+    """An adapter stored before, to load in the place of one made anew."""
 
     @property
     def id(self) -> str:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from refpeft import arrays
 from refpeft.oracle.questions import GRADIENTS, Answer, Arithmetic, Ask, answer
-from refpeft.oracle.vectors import Vector, all_vectors, golden_directory
+from refpeft.oracle.vectors import Vector, VectorError, all_vectors, golden_directory
 from refpeft.steps import definition, replaced
 
 FORWARD_MULTIPLIER = 8.0
@@ -293,10 +293,38 @@ class _Floors(msgspec.Struct):
 
 @functools.lru_cache(maxsize=2)
 def _stored(golden: Path) -> Mapping[str, _CaseFloors]:
-    try:
-        return msgspec.json.decode((golden / "floors.json").read_bytes(), type=_Floors).cases
-    except (OSError, msgspec.MsgspecError):
+    path = golden / "floors.json"
+    if not path.is_file():
         return {}
+    try:
+        stored = msgspec.json.decode(path.read_bytes(), type=_Floors)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise VectorError(
+            f"'{path}' is damaged: {error}. Reinstall refpeft, or make it anew with the vectors."
+        ) from error
+    if stored.format != 1:
+        raise VectorError(f"'{path}' has format {stored.format}; this refpeft reads format 1.")
+    return stored.cases
+
+
+def stale_floors(golden: Path) -> list[str]:
+    """How the stored floors differ from those that would be measured now, in words; a factor of four is no difference."""
+    stored, problems = _stored(golden), []
+    measured = msgspec.json.decode(floors_document(golden), type=_Floors).cases
+    for case in sorted(stored.keys() | measured.keys()):
+        if case not in stored or case not in measured or stored[case].digest != measured[case].digest:
+            problems.append(f"floors.json does not know {case} as it is")
+            continue
+        for profile, by_tensor in measured[case].profiles.items():
+            u, before = PROFILES[profile].unit_roundoff, stored[case].profiles.get(profile, {})
+            for name, floor in by_tensor.items():
+                old = before.get(name, Floor(-1.0, -1.0))
+                for a, b in ((old.norm, floor.norm), (old.largest, floor.largest)):
+                    if max(a, b, u) > 4 * max(min(a, b), u):
+                        problems.append(
+                            f"floors.json: {case}, {profile}, {name}: {a:.2g}, measured now {b:.2g}"
+                        )
+    return problems
 
 
 def floors(vector: Vector, profile: Profile) -> Mapping[str, Floor]:
