@@ -14,7 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from refpeft.oracle.judge import Results, Selection
-    from refpeft.oracle.port import Port
+    from refpeft.oracle.reply import Port
     from refpeft.oracle.vectors import Vector
 
 CONFORMS, DIFFERS, USAGE, UNREACHABLE, UNDECIDED = 0, 1, 2, 3, 4
@@ -125,7 +125,10 @@ def check(
         if failures is None and not selection.partial:
             _forget(STATE / "failures")
         cases = []
-        with tempfile.TemporaryDirectory(prefix="refpeft-") as work, _progress(form, reached, selection) as advance:
+        with (
+            tempfile.TemporaryDirectory(prefix="refpeft-") as work,
+            _progress(form, reached, selection) as advance,
+        ):
             where = failures or STATE / "failures"
             for case in judge(reached, selection, Path(work), where, fail_fast=fail_fast):
                 cases.append(case)
@@ -228,7 +231,8 @@ def _select(
 
 
 def _reach(command: Sequence[str], timeout: float, validate: bool) -> Port:
-    from refpeft.oracle.port import PortError, open_port
+    from refpeft.oracle.port import open_port
+    from refpeft.oracle.reply import PortError
 
     try:
         return open_port(command, timeout, validate=validate)

@@ -163,7 +163,9 @@ def tokenize(tokenizer_path: str, text: str) -> Int[Array, " text"]:
 
 
 def _refuse_tokenizer_kwargs(config: PromptTuningConfig) -> None:
-    kwargs = {name: value for name, value in (config.tokenizer_kwargs or {}).items() if name != "trust_remote_code"}
+    kwargs = {
+        name: value for name, value in (config.tokenizer_kwargs or {}).items() if name != "trust_remote_code"
+    }
     if kwargs:
         raise ConfigError(
             f"tokenizer_kwargs is {kwargs}; they configure transformers' AutoTokenizer, and refpeft reads tokenizer.json as "

@@ -45,7 +45,9 @@ def tiny_base(seed: int = 0, dtype: str = "float64", **changes: Any) -> BaseMode
     random = numpy.random.default_rng(seed)
     parameters: dict[str, arrays.Array] = {
         name: random.normal(0.0, 0.4, shape).astype(dtype)
-        for name, (_, shape) in _expected(family_of(config.family), config, tied=config.tie_word_embeddings).items()
+        for name, (_, shape) in _expected(
+            family_of(config.family), config, tied=config.tie_word_embeddings
+        ).items()
     }
     if config.tie_word_embeddings:
         parameters["head.weight"] = parameters["embeddings.tokens.weight"]

@@ -19,9 +19,9 @@ from refpeft.errors import CheckpointError
 from refpeft.oracle import budget, questions
 from refpeft.oracle.budget import Floor, Profile
 from refpeft.oracle.compare import Difference, Validity, compare, compare_document, missing, read_adapter
-from refpeft.oracle.port import Port, Reply
 from refpeft.oracle.protocol import Implementation, RunCommand, StartAnswer
 from refpeft.oracle.questions import QUESTIONS, Answer, Ask
+from refpeft.oracle.reply import Port, Reply
 from refpeft.oracle.vectors import DIALECT, Tensor, Vector
 
 Verdict = Literal["CONFORMS", "NONCONFORMING", "SKIPPED", "ERRORED", "CRASHED", "TIMEOUT"]

@@ -19,9 +19,9 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, runtime_checkable
+from typing import IO, Any
 
 import msgspec
 import numpy
@@ -41,75 +41,7 @@ from refpeft.oracle.protocol import (
     StrictStartAnswer,
 )
 from refpeft.oracle.questions import METHODS, QUESTIONS, Answer, Arithmetic, Ask
-from refpeft.tensors import read_tensors
-
-
-class PortError(RefpeftError):
-    """The port could not be started, or does not say what it can do."""
-
-
-# ---------------------------------------------------------------- what reaching a port ends in
-
-Status = Literal["ANSWERED", "SKIPPED", "ERRORED", "CRASHED", "TIMEOUT"]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came of one question."""
-
-    status: Status
-    answer: Answer = field(default_factory=Answer)
-    message: str = ""
-    """For people: why there is no answer."""
-    detail: str = ""
-    """A traceback, the last lines of standard error, an address."""
-
-
-@runtime_checkable
-class Port(Protocol):
-    """Anything that can be asked."""
-
-    abilities: StartAnswer
-
-    def ask(self, ask: Ask, request: RunCommand) -> Reply:
-        """One question: as the protocol's message, and with its tensors read."""
-
-    def close(self) -> None:
-        """End the port, if it is something that runs."""
-
-
-def read_reply(message: RunAnswer, request: RunCommand) -> Reply:
-    """The answer that a message names, read from the output directory."""
-    if message.seq != request.seq:
-        return Reply("ERRORED", message=f"answered question {message.seq} when asked question {request.seq}")
-    if message.skipped is not None:
-        return Reply("SKIPPED", message=message.skipped.message, detail=message.skipped.issue_url or "")
-    if message.errored is not None:
-        return Reply("ERRORED", message=message.errored.message, detail=message.errored.traceback or "")
-    output = Path(request.output).resolve()
-    tensors: dict[str, Any] = {}
-    adapter = None
-    try:
-        if message.tensors is not None:
-            tensors = read_tensors(_inside(output, message.tensors), "the port's answer")
-        if message.adapter is not None:
-            adapter = _inside(output, message.adapter)
-    except (OSError, ValueError, RuntimeError) as error:  # also names that no file can have
-        return Reply("ERRORED", message=str(error))
-    if message.tensors is None and message.document is None and adapter is None:
-        return Reply("ERRORED", message="the answer has none of tensors, document, adapter, skipped, errored")
-    return Reply("ANSWERED", Answer(tensors, message.document, adapter))
-
-
-def _inside(directory: Path, name: str) -> Path:
-    path = (directory / name).resolve()
-    if not path.is_relative_to(directory) or path == directory:
-        raise PortError(
-            f"the answer names '{name}', which is not inside the output directory; answer with a path relative to "
-            "`output`, such as 'answer.safetensors'"
-        )
-    return path
-
+from refpeft.oracle.reply import Port, PortError, Reply, read_reply
 
 # ---------------------------------------------------------------- a process
 
@@ -326,9 +258,7 @@ class ObjectPort:
 
     def ask(self, ask: Ask, request: RunCommand) -> Reply:
         """Call `run`; an exception is ERRORED. See `Port.ask`."""
-        inputs = {
-            key: numpy.array(value) for key, value in ask.inputs.items()
-        }  # the port may write into its copies
+        inputs = {key: numpy.array(value) for key, value in ask.inputs.items()}  # its own to write into
         try:
             result = self._object.run(msgspec.to_builtins(request), inputs)
         except (Exception, SystemExit) as error:
@@ -338,11 +268,7 @@ class ObjectPort:
         if "seq" in result:
             try:
                 message = msgspec.json.decode(msgspec.json.encode(dict(result)), type=self._answer)
-            except (
-                TypeError,
-                ValueError,
-                RecursionError,
-            ) as error:  # msgspec's errors are ValueErrors or TypeErrors
+            except (TypeError, ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
                 return Reply("ERRORED", message=f"run() returned a message that is not of PP-3: {error}")
             return read_reply(message, request)
         return Reply("ANSWERED", Answer({str(key): value for key, value in result.items()}))

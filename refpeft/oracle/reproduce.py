@@ -12,8 +12,8 @@ import msgspec
 import numpy
 
 from refpeft.errors import CheckpointError
-from refpeft.oracle.port import Reply
 from refpeft.oracle.protocol import RunCommand
+from refpeft.oracle.reply import Reply
 from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, golden_directory
 from refpeft.tensors import write_tensors
 

@@ -10,8 +10,8 @@ import numpy
 
 from refpeft.oracle import budget
 from refpeft.oracle.judge import can_answer, request_for
-from refpeft.oracle.port import Port, Reply
 from refpeft.oracle.questions import is_required
+from refpeft.oracle.reply import Port, Reply
 from refpeft.oracle.vectors import Vector, all_vectors
 
 
@@ -53,7 +53,7 @@ def _judged(vector: Vector, reply: Reply) -> Line:
     if reply.status == "SKIPPED":
         return Line(True, f"{start}skipped: {reply.message}")
     if reply.status != "ANSWERED":
-        detail = f"\n    {reply.detail}".replace("\n", "\n    ") if reply.detail else ""
+        detail = f"\n{reply.detail}".replace("\n", "\n    ") if reply.detail else ""
         return Line(False, f"{start}{reply.status}: {reply.message}{detail}")
     if case.document is not None and case.question == "config.resolve":
         good = isinstance(reply.answer.document, dict)

@@ -1,0 +1,161 @@
+"""Ports that do what a test tells them: a program that reads its misbehaviour from its command line, and Python objects.
+
+As a program it imports nothing but the standard library, so that it starts at once:
+
+    ProcessPort(command(q1=[["say", {"document": {}}]], q2=[["exit", 3]]))
+
+answers the first question with an empty document and exits with status 3 at the second. A script belongs to the number
+of a question, so it goes on where it was after the port was started anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+START: dict[str, Any] = {
+    "version": 1,
+    "implementation": {"name": "fake", "language": "python", "version": "0"},
+    "families": ["gpt2"],
+    "methods": ["prompt_tuning", "prefix_tuning"],
+    "questions": ["config.resolve", "mask", "prefix.encode", "forward"],
+    "profiles": ["float32"],
+}
+"""What the program says that it can do, unless the script says otherwise."""
+
+
+def command(
+    start: list[Any] | None = None, stop: list[Any] | None = None, **questions: list[Any]
+) -> list[str]:
+    """The command line of a program with a script: lists of steps for `start`, `stop`, and questions `q1`, `q2` and so on."""
+    script = {"start": start or [["say", START]], "stop": stop or [], **questions}
+    return [sys.executable, "-I", "-S", __file__, json.dumps(script)]
+
+
+def do(step: list[Any], output: Path, seq: int) -> None:
+    """One step of a script."""
+    match step:
+        case ["say", message]:
+            print(json.dumps({"seq": seq, **message} if seq else message, ensure_ascii=False), flush=True)
+        case ["raw", text, times]:
+            sys.stdout.buffer.write(text.encode("latin-1") * times + b"\n")
+            sys.stdout.flush()
+        case ["errors", text, times]:
+            sys.stderr.write(text * times)
+            sys.stderr.flush()
+        case ["exit", status]:
+            sys.exit(status)
+        case ["kill"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case ["hang"]:
+            time.sleep(60)
+        case ["close"]:
+            os.close(1)
+            time.sleep(60)
+        case ["copy", name, source]:
+            shutil.copy(source, output / name)
+        case ["link", name, target]:
+            (output / name).symlink_to(target)
+        case ["note", path]:
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(f"{os.getpid()}\n")
+        case _:
+            sys.exit(f"no such step: {step}")
+
+
+def main() -> None:
+    """Play the script, or a side of a conversation."""
+    if sys.argv[1] == "replay":
+        replay(*map(Path, sys.argv[2:]))
+        return
+    script = json.loads(sys.argv[1])
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    for line in sys.stdin:
+        message = json.loads(line)
+        seq = message.get("seq", 0)
+        steps = script[message["cmd"]] if seq == 0 else script[f"q{seq}"]
+        for step in steps:
+            do(step, Path(message.get("output", ".")), seq)
+        if message["cmd"] == "stop":
+            return
+
+
+def replay(transcript: Path, root: Path, log: Path) -> None:
+    """Play the port's side of a conversation, whatever is asked; write down what is asked.
+
+    The files that its answers name are copied from the case asked about.
+    """
+    lines = [json.loads(line) for line in transcript.read_text(encoding="utf-8").splitlines()]
+    answers = iter([line["message"] for line in lines if line["from"] == "port"])
+    for line in sys.stdin:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(line)
+        request = json.loads(line)
+        if request["cmd"] == "stop":
+            return
+        answer = next(answers)
+        case, output = root / "golden/vectors" / request.get("case", ""), Path(request.get("output", ""))
+        if "tensors" in answer:
+            shutil.copy(case / "expected.safetensors", output / answer["tensors"])
+        if "adapter" in answer:
+            directory = output / answer["adapter"]
+            directory.mkdir()
+            shutil.copy(case / "expected.safetensors", directory / "adapter_model.safetensors")
+            config = json.loads((case / "case.json").read_text(encoding="utf-8"))["document"]["config"]
+            (directory / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        print(json.dumps(answer), flush=True)
+
+
+# ---------------------------------------------------------------- Python objects
+
+
+class Honest:
+    """refpeft as an object port: answers everything, in the protocol's own messages where tensors do not do."""
+
+    def start(self) -> dict[str, Any]:
+        """What it can do: everything."""
+        from refpeft.oracle.questions import QUESTIONS
+
+        return {**START, "questions": list(QUESTIONS)}
+
+    def run(self, request: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+        """Refpeft's answer."""
+        from refpeft.oracle.questions import Arithmetic, Ask, answer
+
+        paths = {key: Path(request[key]) if request[key] else None for key in ("model", "adapter", "output")}
+        given = {key: request[key] for key in ("question", "method", "config", "arguments")}
+        reply = answer(Ask(**given, inputs=inputs, **paths), Arithmetic(request["dtype"]))
+        if reply.document is not None:
+            return {"seq": request["seq"], "document": reply.document}
+        if reply.adapter is not None:
+            return {"seq": request["seq"], "adapter": reply.adapter.name}
+        return reply.tensors
+
+
+class KeysForValues(Honest):
+    """Takes each layer's keys from the block that holds its values."""
+
+    def run(self, request: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+        """The answer with the mistake."""
+        from refpeft.steps import replaced
+
+        with replaced({"prefix.key_row": lambda layer, layers: 2 * layer + 1}):
+            return super().run(request, inputs)
+
+
+class Lazy(Honest):
+    """Skips everything."""
+
+    def run(self, request: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+        """A reason, nothing else."""
+        return {"seq": request["seq"], "skipped": {"message": "not today"}}
+
+
+if __name__ == "__main__":
+    main()

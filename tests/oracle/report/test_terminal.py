@@ -1,0 +1,230 @@
+"""What people see of a run, letter for letter."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from refpeft.oracle.compare import Difference
+from refpeft.oracle.explain import clause_title
+from refpeft.oracle.judge import CaseResult, Results, Summary
+from refpeft.oracle.protocol import Implementation
+from refpeft.oracle.report.terminal import progress_bar, render
+
+OVER = Difference(
+    "decoder.layers.2.attention.key_states", ok=False, error=0.0123456, budget=1e-6, measure="normwise",
+    derivation="1e-06 = 8 · max(floor 1.2e-07, u 6e-08); the floor decides", bits=6.3, where="row 1, key: virtual token 0",
+    clause="AT-2", source="transformers cache_utils.py DynamicLayer.update",
+)  # fmt: skip
+HEADER = "my-port 0.3.1 (rust) against HF peft: peft-0.21.2, refpeft 1.2.3\n\n"
+NOTHING = """\
+level       float32{gap}
+config            -{gap}
+components        -{gap}
+model             -{gap}
+gradients         -{gap}
+checkpoint        -{gap}
+""".format(gap="  ")
+
+
+def case(verdict: Any, name: str = "prefix_tuning/forward/left-padding", **more: Any) -> CaseResult:
+    options = {"level": "model", "method": "prefix_tuning", "profile": "float32", **more}
+    return CaseResult(
+        case=f"peft-0.21.2/{name}", title="", question="forward", verdict=verdict, seconds=0.0, **options
+    )
+
+
+def shown(*cases: CaseResult, verdict: Any = "NONCONFORMING", **more: Any) -> str:
+    counts: dict[str, int] = {}
+    for result in cases:
+        counts[result.verdict] = counts.get(result.verdict, 0) + 1
+    options = {"float64_exact": False, "not_asked": 0, "partial": False, **more}
+    profiles = options.pop("profiles", ["float32"])
+    results = Results(
+        refpeft="1.2.3",
+        dialect="peft-0.21.2",
+        implementation=Implementation("my-port", "rust", "0.3.1"),
+        profiles=profiles,
+        summary=Summary(verdict=verdict, asked=len(cases), counts=counts, **options),
+        cases=list(cases),
+        not_asked=[],
+    )
+    console = Console(file=io.StringIO(), width=100, highlight=False, soft_wrap=True)
+    console.print(render(results))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.startswith(HEADER)
+    return str(text.removeprefix(HEADER))
+
+
+def body(text: str) -> str:
+    """What stands between the table and the verdict."""
+    return "\n".join(text.splitlines()[6:])
+
+
+def test_everything_conforms() -> None:
+    cases = [
+        case("CONFORMS"),
+        case("CONFORMS", profile="float64"),
+        case("CONFORMS", level="gradients"),
+        case("SKIPPED", level="gradients", profile="float64", message="no backward pass yet"),
+    ]
+    said = shown(*cases, verdict="CONFORMS", float64_exact=True, profiles=["float32", "float64"])
+    assert [line.rstrip() for line in said.splitlines()] == [
+        "level       float32  float64",
+        "config            -        -",
+        "components        -        -",
+        "model           1/1      1/1",
+        "gradients       1/1        -",
+        "checkpoint        -        -",
+        "skipped 1: no backward pass yet",
+        "",
+        "CONFORMS  every answer agrees with HF peft: 3 of 4 conform; float64-exact; 1 SKIPPED",
+    ]
+
+
+def test_nothing_was_decided() -> None:
+    assert shown(verdict="INCONCLUSIVE", not_asked=120, partial=True) == (
+        NOTHING
+        + "\nINCONCLUSIVE  no question was decided: 0 of 0 conform; 120 cases not asked (beyond what the port says it can "
+        "do); partial: only a selection was asked\n"
+    )
+
+
+def test_a_failure_in_full() -> None:
+    before = [Difference("prefix.flat", ok=True, bits=23.5), Difference("inputs.position_ids", ok=True), Difference("x", ok=True, bits=22.0)]  # fmt: skip
+    failed = case("NONCONFORMING", first=OVER, differences=[*before, OVER], reproduce=".refpeft/failures/x")
+    said = shown(failed, case("CONFORMS"))
+    assert "model           1/2" in said
+    assert (
+        body(said)
+        == """\
+
+✗ prefix_tuning/forward/left-padding  float32  NONCONFORMING
+  first difference  decoder.layers.2.attention.key_states  (CLAUSE)
+    error 0.0123 normwise, budget 1e-06 = 8 · max(floor 1.2e-07, u 6e-08); the floor decides
+    worst at row 1, key: virtual token 0
+    before it, 3 tensors agree to 22 bits or better
+    HF: transformers cache_utils.py DynamicLayer.update
+  → refpeft explain AT-2
+  → .refpeft/failures/x
+
+
+NONCONFORMING  some answers differ from HF peft: 1 of 2 conform; 1 NONCONFORMING""".replace(
+            "CLAUSE", clause_title("AT-2")
+        )
+    )
+
+
+def test_a_difference_that_is_no_size() -> None:
+    shape = Difference("logits", ok=False, reason="has shape (2); it must be (3) (vocab)")
+    exact = Difference("inputs.labels", ok=False, error=1.0, measure="exact", reason="1 of 2 entries differ; they must be equal", where="row 0, token 1", golden=False)  # fmt: skip
+    early = Difference("inputs.position_ids", ok=True)
+    assert (
+        body(
+            shown(
+                case("NONCONFORMING", first=shape, differences=[shape]),
+                case("NONCONFORMING", "a/b", first=exact, differences=[early, exact]),
+            )
+        )
+        == """\
+
+✗ prefix_tuning/forward/left-padding  float32  NONCONFORMING
+  first difference  logits
+    has shape (2); it must be (3) (vocab)
+  → refpeft explain peft-0.21.2/prefix_tuning/forward/left-padding
+
+
+✗ a/b  float32  NONCONFORMING
+  first difference  inputs.labels
+    1 of 2 entries differ; they must be equal
+    worst at row 0, token 1
+    before it, 1 tensor agrees exactly
+    this tensor has no golden value; it is compared with refpeft's own, to localise
+  → refpeft explain peft-0.21.2/a/b
+
+
+NONCONFORMING  some answers differ from HF peft: 0 of 2 conform; 2 NONCONFORMING"""
+    )
+
+
+def test_infinite_errors() -> None:
+    endless = Difference("logits", ok=False, error="inf", measure="largest", derivation="BUDGET")
+    said = body(shown(case("NONCONFORMING", first=endless, differences=[endless])))
+    assert "    error inf largest, budget BUDGET\n" in said
+
+
+def test_a_crash_shows_what_the_port_printed() -> None:
+    crash = case("CRASHED", message="the port exited with status 3", detail="Traceback\n  boom")
+    plain = case("TIMEOUT", "a/b", message="no answer within 3 s")
+    assert (
+        body(shown(crash, plain))
+        == """\
+
+✗ prefix_tuning/forward/left-padding  float32  CRASHED
+  the port exited with status 3
+    Traceback
+      boom
+  → refpeft explain peft-0.21.2/prefix_tuning/forward/left-padding
+
+
+✗ a/b  float32  TIMEOUT
+  no answer within 3 s
+  → refpeft explain peft-0.21.2/a/b
+
+
+NONCONFORMING  some answers differ from HF peft: 0 of 2 conform; 1 CRASHED; 1 TIMEOUT"""
+    )
+
+
+def test_a_message_of_several_lines_stays_indented() -> None:
+    said = body(shown(case("ERRORED", message="first\nsecond")))
+    assert "\n  first\n  second\n  → refpeft" in said
+
+
+def begins(name: str, number: int, **more: Any) -> CaseResult:
+    difference = Difference(name, ok=False, reason="is wrong", clause="AT-2")
+    return case("NONCONFORMING", f"c/{number}", first=difference, differences=[difference], **more)
+
+
+def test_failures_that_begin_alike_stand_together() -> None:
+    """A layer's number aside; another method or verdict begins another group."""
+    same = [begins(f"decoder.layers.{i}.output", i) for i in range(6)]
+    said = body(
+        shown(*same, begins("decoder.layers.0.output", 7, method="prompt_tuning"), begins("logits", 8))
+    )
+    assert said.count("✗") == 3
+    assert "  and 5 more that begin so: c/1 (float32), c/2 (float32), c/3 (float32) …\n" in said
+    four = body(shown(*same[:4]))
+    assert "  and 3 more that begin so: c/1 (float32), c/2 (float32), c/3 (float32)\n" in four
+
+
+def test_many_kinds_of_failure_are_counted() -> None:
+    names = ["a", "b", "c", "d", "e", "f", "g", "h"]
+    said = body(shown(*(begins(name, i) for i, name in enumerate(names))))
+    assert said.count("✗") == 6
+    assert "\n… and 2 more kinds of failure; --format json has them all\n" in said
+
+
+def test_skipped_answers_are_counted_by_reason() -> None:
+    said = shown(case("SKIPPED", message="a"), case("SKIPPED", message="b"), case("SKIPPED", message="a"), verdict="INCONCLUSIVE")  # fmt: skip
+    assert (
+        body(said)
+        == "skipped 2: a\nskipped 1: b\n\nINCONCLUSIVE  no question was decided: 0 of 3 conform; 3 SKIPPED"
+    )
+
+
+def test_markup_in_a_ports_words_is_shown_as_it_is() -> None:
+    assert "  [bold]tensor[/bold] [1]\n" in body(shown(case("ERRORED", message="[bold]tensor[/bold] [1]")))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bar_is_shown_on_a_terminal_only(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
+    with progress_bar(console, 7) as progress:
+        progress.advance(progress.task_ids[0])
+        assert [(task.completed, task.total) for task in progress.tasks] == [(1, 7)]
+        progress.refresh()
+    assert ("1/7" in console.file.getvalue()) == terminal  # type: ignore[attr-defined]

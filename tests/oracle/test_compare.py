@@ -1,0 +1,473 @@
+"""One tensor or document of an answer against its expected value: what passes, what fails, and what is said."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import msgspec
+import numpy
+import pytest
+
+from refpeft.oracle.budget import PROFILES, Floor
+from refpeft.oracle.compare import (
+    MASKED,
+    Difference,
+    Validity,
+    compare,
+    compare_document,
+    missing,
+    read_adapter,
+)
+from refpeft.oracle.questions import Answer, Ask, step_of
+from refpeft.oracle.vectors import Tensor
+from refpeft.tensors import write_tensors
+
+FLOAT32, FLOAT64 = PROFILES["float32"], PROFILES["float64"]
+U = 2.0**-24
+EVERYWHERE = Validity(None, 0, prompts=False)
+MASK = numpy.array([[0, 0, 1, 1], [1, 1, 1, 0]])
+NAN, INF = numpy.nan, numpy.inf
+
+
+def judged(
+    kind: Any, given: Any, expected: Any, axes: str = "text", name: str = "x", **options: Any
+) -> Difference:
+    floor, profile = options.get("floor", Floor(0, 0)), options.get("profile", FLOAT32)
+    valid = options.get("valid", EVERYWHERE)
+    return compare(name, Tensor(kind, axes.split()), given, numpy.asarray(expected), floor, profile, valid)
+
+
+def ok(*arguments: Any, **options: Any) -> bool:
+    return judged(*arguments, **options).ok
+
+
+# ---------------------------------------------------------------- kinds
+
+
+def test_composite_within_its_budget_by_both_measures() -> None:
+    expected = numpy.array([3.0, 4.0])
+    assert judged("composite", expected, expected) == Difference(
+        "x", ok=True, error=0.0, budget=8 * U, measure="normwise",
+        derivation="4.8e-07 = 8 · max(floor 0, u 6e-08); the u decides",
+    )  # fmt: skip
+    given = numpy.array([3.0, 4.0 + 35 * U])
+    found = judged("composite", given, expected)
+    error = 35 * U / (5 / 2**0.5)
+    assert found == Difference(
+        "x", ok=False, error=pytest.approx(error), budget=8 * U, measure="largest",
+        derivation="4.8e-07 = 8 · max(floor 0, u 6e-08); the u decides", bits=pytest.approx(21.2), where="text 1",
+    )  # fmt: skip
+    assert found.bits == round(-math.log2(7 * U), 1)
+    assert ok("composite", given, expected, floor=Floor(0, 2 * U)), "a larger floor of that measure"
+    assert not ok("composite", given, expected, floor=Floor(2 * U, 0))
+    assert not ok("composite", given, expected, profile=FLOAT64)
+
+
+def test_the_measure_that_is_nearer_to_its_budget_is_shown() -> None:
+    given, expected = numpy.full(100, 1 + 5 * U), numpy.ones(100)
+    found = judged("composite", given, expected, floor=Floor(U, 10 * U))
+    assert (found.ok, found.measure, found.error) == (True, "normwise", pytest.approx(5 * U))
+    assert judged("composite", given, expected, floor=Floor(10 * U, U)).measure == "largest"
+
+
+def test_gradients_have_twice_the_budget() -> None:
+    given, expected = numpy.full(3, 1 + 12 * U), numpy.ones(3)
+    assert ok("composite", given, expected, name="gradients.prompt_encoder.embedding.weight")
+    assert not ok("composite", given, expected, name="logits")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int64", "int32", "uint8", "bool"])
+def test_exact_whatever_the_dtype(dtype: str) -> None:
+    for expected in (numpy.array([1, 0]), numpy.array([True, False]), numpy.array([1.0, 0.0])):
+        assert judged("exact", numpy.array([1, 0], dtype), expected) == Difference(
+            "x", ok=True, measure="exact", derivation="equal"
+        )
+        assert judged("exact", numpy.array([0, 0], dtype), expected) == Difference(
+            "x", ok=False, error=1.0, measure="exact", derivation="equal", bits=0.0, where="text 0",
+            reason="1 of 2 entries differ; they must be equal",
+        )  # fmt: skip
+    assert ok("exact", [1, 0], [1.0, 0.0]), "a list of numbers"
+
+
+def test_exact_has_no_tolerance() -> None:
+    assert not ok("exact", [1 + 2.0**-40], [1.0])
+    assert not ok("exact", [5, -101], [5, -100])
+    assert not ok("exact", numpy.array([2**64 - 1], "uint64"), [-1])
+
+
+def test_elementary_is_relative_to_each_entry() -> None:
+    expected = numpy.array([100.0, 1e-3])
+    assert ok("elementary", expected * (1 + 2 * U), expected)
+    assert not ok("elementary", expected * (1 + 4 * U), expected)
+    assert not ok("elementary", expected * (1 + 2 * U), expected, profile=FLOAT64)
+    assert ok("elementary", expected * (1 + 2.0**-52), expected, profile=FLOAT64)
+    found = judged("elementary", numpy.array([100 * (1 + 2 * U), 1e-3 * (1 + 100 * U)]), expected)
+    assert found == Difference(
+        "x", ok=False, error=pytest.approx(50, rel=1e-6), budget=1.5, measure="elementwise",
+        derivation="units in the last place", bits=pytest.approx(23.0, abs=1), where="text 1",
+    )  # fmt: skip
+    assert not ok("elementary", [1e-20], [0.0]), "zero has no unit in the last place"
+
+
+def test_drawn_is_absolute() -> None:
+    assert judged("drawn", [3.9e-6, -1.0], [0.0, -1.0]) == Difference(
+        "x", ok=True, error=3.9e-6, budget=4e-6, measure="absolute", derivation="torch's own spread (PT-4)",
+        bits=pytest.approx(18.0, abs=0.1),
+    )  # fmt: skip
+    assert judged("drawn", [0.0, -1 + 4.1e-6], [0.0, -1.0]).where == "text 1"
+    assert not ok("drawn", [0.0, -1 + 4.1e-6], [0.0, -1.0])
+
+
+# ---------------------------------------------------------------- what cannot be compared
+
+
+def test_another_shape() -> None:
+    found = judged("composite", numpy.zeros((2, 3)), numpy.zeros((3, 2)), "batch vocab")
+    assert found == Difference("x", ok=False, reason="has shape (2, 3); it must be (3, 2) (batch, vocab)")
+    assert judged("exact", [1], 1, "").reason == "has shape (1); it must be ()"
+    assert judged("exact", 1, [1]).reason == "has shape (); it must be (1) (text)"
+    assert not ok("exact", numpy.zeros((0, 3)), numpy.zeros((3, 0)), "batch vocab")
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (["1.0"], "its dtype is <U3"),
+        (numpy.array([b"1"]), "its dtype is |S1"),
+        ([None], "its dtype is object"),
+        ([1j], "its dtype is complex128"),
+        (numpy.array(["2020-01-01"], "datetime64[D]"), "its dtype is datetime64[D]"),
+        (numpy.array([(1.0, 2)], "f8, i4"), ""),
+        ([[1.0], [1.0, 2.0]], "setting an array element with a sequence."),
+    ],
+)
+def test_no_numbers(given: Any, why: str) -> None:
+    found = judged("composite", given, [1.0])
+    assert not found.ok
+    assert found.reason.startswith(f"is not an array of numbers: {why}")
+
+
+def test_bfloat16_is_a_number() -> None:
+    given = numpy.array([1.5, -2.0], ml_dtypes.bfloat16)
+    assert ok("composite", given, [1.5, -2.0])
+    assert not ok("composite", given, [1.5, -2.25])
+
+
+def test_empty_tensors() -> None:
+    for kind in ("exact", "elementary", "composite", "drawn"):
+        assert ok(kind, numpy.zeros((0, 3)), numpy.zeros((0, 3)), "batch vocab")
+
+
+def test_numbers_of_any_size() -> None:
+    """No warning, and an error that JSON can hold."""
+    for given in ([1e200, 1.0], [1.7e308, -1.7e308]):
+        found = judged("composite", numpy.array(given), [-1e29, 1.0])
+        assert not found.ok
+        assert (found.error, found.bits) == ("inf", None)
+        assert found.where == "text 0" or given[1] < 0
+        assert msgspec.json.decode(msgspec.json.encode(found), type=Difference) == found
+
+
+# ---------------------------------------------------------------- NaN, infinity, masked scores
+
+
+@pytest.mark.parametrize(("given", "shown"), [(NAN, "nan"), (INF, "inf"), (-INF, "-inf")])
+@pytest.mark.parametrize("kind", ["composite", "exact", "drawn", "elementary"])
+def test_no_number_where_hf_has_one(kind: str, given: float, shown: str) -> None:
+    assert judged(kind, [1.0, given], [1.0, 2.5]) == Difference(
+        "x", ok=False, reason=f"is {shown} where HF has 2.5", where="text 1"
+    )
+
+
+def test_no_number_where_hf_has_none() -> None:
+    """The loss over no labels."""
+    assert ok("composite", NAN, NAN, "")
+    assert ok("composite", numpy.float32(NAN), NAN, "")
+    found = judged("composite", 0.0, NAN, "", "loss")
+    assert (found.reason, found.where, found.clause) == ("is 0.0 where HF has nan", "", "TK-3")
+    assert ok("composite", [NAN, 1.0], [NAN, 1.0])
+    assert not ok("composite", [NAN, 1.1], [NAN, 1.0])
+    assert not ok("composite", [1.0], [INF])
+    assert ok("composite", [INF], [INF])
+    assert not ok("exact", [0], [NAN])
+
+
+MOST_NEGATIVE = float(numpy.finfo("float64").min)
+
+
+@pytest.mark.parametrize("hidden", [-INF, MASKED, -1e9, -3.4e38, MOST_NEGATIVE])
+def test_a_masked_score_is_any_number_that_is_low_enough(hidden: float) -> None:
+    expected = numpy.array([0.5, MOST_NEGATIVE])
+    assert ok("composite", [0.5, hidden], expected, "key")
+    assert not ok("composite", [0.6, hidden], expected, "key"), "beside it the budget holds"
+    assert not ok("composite", [hidden, hidden], expected, "key")
+
+
+@pytest.mark.parametrize(
+    ("visible", "shown"),
+    [(MASKED + 1, f"{MASKED + 1:g}"), (-20.0, "-20"), (NAN, "nan"), (INF, "inf"), (0.5, "0.5")],
+)
+def test_a_masked_score_that_is_not_masked(visible: float, shown: str) -> None:
+    expected = numpy.array([[0.5, MOST_NEGATIVE], [MOST_NEGATIVE, 0.5]])
+    given = numpy.array([[0.5, MASKED], [visible, 0.5]])
+    assert judged("composite", given, expected, "query key") == Difference(
+        "x", ok=False, reason=f"is {shown} where the key is masked; it must be {MASKED:g} or less",
+        where="token 1, key: token 0 (the first)",
+    )  # fmt: skip
+    assert not ok("composite", [-INF, 0.5], [0.5, MOST_NEGATIVE], "key")
+
+
+# ---------------------------------------------------------------- which positions count
+
+PROMPTS = Validity(MASK != 0, 2, prompts=True)
+PREFIX = Validity(MASK != 0, 2, prompts=False)
+SHORT, LONG = [[False, False, True, True], [True, True, True, False]], [True, True]
+
+
+def test_of_a_question() -> None:
+    inputs = {"attention_mask": MASK}
+    prompt = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}
+    prefix = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 2}
+    for question in ("forward", "inputs", "gradients"):
+        valid = Validity.of(Ask(question, "prompt_tuning", prompt, inputs=inputs))
+        assert (valid.mask == (MASK != 0)).all()  # type: ignore[union-attr]
+        assert (valid.virtual, valid.prompts) == (2, True)
+    valid = Validity.of(Ask("forward", "prefix_tuning", prefix, inputs=inputs))
+    assert (valid.virtual, valid.prompts) == (2, False)
+    assert Validity.of(Ask("forward", "prefix_tuning", prefix)) == Validity(None, 2, prompts=False)
+    assert Validity.of(Ask("mask", "common", inputs=inputs)) == EVERYWHERE, "the mask itself is the answer"
+    assert Validity.of(Ask("forward", "common")) == EVERYWHERE
+
+
+def test_queries_and_keys() -> None:
+    rows = [LONG + row for row in SHORT]
+    assert PROMPTS.of_tensor(["batch", "query"], (2, 6)).tolist() == rows
+    assert PREFIX.of_tensor(["batch", "query"], (2, 4)).tolist() == SHORT
+    assert PREFIX.of_tensor(["batch", "tokens"], (2, 4)).tolist() == SHORT
+    assert PROMPTS.of_tensor(["batch", "tokens"], (2, 4)).tolist() == SHORT
+    for valid in (PREFIX, PROMPTS):
+        assert valid.of_tensor(["batch", "key"], (2, 6)).tolist() == rows
+    states = PREFIX.of_tensor(["batch", "kv_heads", "key", "head_dim"], (2, 3, 6, 5))
+    assert (states == numpy.array(rows)[:, None, :, None]).all()
+    scores = PREFIX.of_tensor(["batch", "heads", "query", "key"], (2, 3, 4, 6))
+    assert (scores == numpy.array(SHORT)[:, None, :, None]).all(), "a hidden key counts: it must be hidden"
+
+
+def test_everything_else_counts_everywhere() -> None:
+    assert PREFIX.of_tensor(["virtual", "hidden"], (2, 4)).all()
+    assert PREFIX.of_tensor([], ()).all()
+    assert PREFIX.of_tensor(["batch", "kv_heads", "virtual", "head_dim"], (2, 3, 2, 5)).all()
+    assert EVERYWHERE.of_tensor(["batch", "query"], (2, 4)).all()
+
+
+def test_garbage_counts_at_valid_positions_only() -> None:
+    expected = numpy.random.default_rng(0).normal(size=(2, 4, 3))
+    for garbage in (NAN, 1e9):
+        padded = numpy.where(MASK[..., None] == 0, garbage, expected)
+        assert ok("composite", padded, expected, "batch query vocab", valid=PREFIX)
+        assert not ok("composite", padded, expected, "batch query vocab", valid=EVERYWHERE)
+        spoilt = expected.copy()
+        spoilt[0, 2, 1] = garbage
+        found = judged("composite", spoilt, expected, "batch query vocab", valid=PREFIX)
+        assert not found.ok
+        assert found.where == "row 0, token 2 (the first after the padding), vocab 1"
+
+
+def test_padding_does_not_stretch_the_scale() -> None:
+    expected = numpy.where(MASK == 0, 1e6, 1.0)
+    assert not ok("composite", numpy.where(MASK == 0, 1e6, 1.001), expected, "batch query", valid=PREFIX)
+
+
+def test_masks_and_labels_count_at_every_position() -> None:
+    """A mask of ones would be right wherever it is one."""
+    extended = numpy.concatenate([numpy.ones((2, 2)), MASK], axis=1)
+    found = judged("exact", numpy.ones((2, 6)), extended, "batch key", "inputs.attention_mask", valid=PROMPTS)
+    assert (found.ok, found.reason, found.where, found.clause) == (
+        False,
+        "3 of 12 entries differ; they must be equal",
+        "row 0, key: token 0 (padding)",
+        "MK-1",
+    )
+    labels = numpy.where(extended == 0, -100, 5)
+    assert not ok("exact", numpy.full((2, 6), 5), labels, "batch query", "inputs.labels", valid=PROMPTS)
+    assert ok("exact", numpy.full((2, 6), 5), labels, "batch query", "inputs.position_ids", valid=PROMPTS)
+
+
+# ---------------------------------------------------------------- places in words
+
+
+@pytest.mark.parametrize(
+    ("valid", "axes", "index", "words"),
+    [
+        (PREFIX, "batch query vocab", (0, 2, 17), "row 0, token 2 (the first after the padding), vocab 17"),
+        (PREFIX, "batch query vocab", (1, 0, 3), "row 1, token 0 (the first), vocab 3"),
+        (PREFIX, "batch query vocab", (1, 3, 3), "row 1, token 3 (padding), vocab 3"),
+        (PREFIX, "batch query vocab", (1, 2, 3), "row 1, token 2, vocab 3"),
+        (PROMPTS, "batch query hidden", (0, 1, 3), "row 0, virtual token 1, hidden 3"),
+        (PROMPTS, "batch query hidden", (0, 4, 3), "row 0, token 2 (the first after the padding), hidden 3"),
+        (PROMPTS, "batch tokens hidden", (1, 1, 3), "row 1, token 1, hidden 3"),
+        (PREFIX, "batch heads query key", (1, 2, 1, 1), "row 1, head 2, token 1, key: virtual token 1"),
+        (PREFIX, "batch heads query key", (1, 2, 1, 5), "row 1, head 2, token 1, key: token 3 (padding)"),
+        (
+            PREFIX,
+            "batch kv_heads virtual head_dim",
+            (1, 2, 0, 4),
+            "row 1, head 2, virtual token 0, dimension 4",
+        ),
+        (EVERYWHERE, "batch query", (1, 3), "row 1, token 3"),
+        (EVERYWHERE, "virtual prefix_width", (1, 3), "virtual token 1, prefix_width 3"),
+        (EVERYWHERE, "", (), ""),
+        (EVERYWHERE, "batch", (1, 3), "index (1, 3)"),
+        (EVERYWHERE, "batch", (), ""),
+    ],
+)
+def test_words(valid: Validity, axes: str, index: tuple[int, ...], words: str) -> None:
+    assert valid.words(axes.split(), index) == words
+
+
+def test_the_worst_entry_is_named_with_clause_and_source() -> None:
+    expected = numpy.ones((2, 4, 3))
+    given = expected.copy()
+    given[0, 3, 2], given[1, 1, 1] = 1.1, 0.8
+    found = judged("composite", given, expected, "batch query vocab", "logits", valid=PREFIX)
+    assert found.where == "row 1, token 1, vocab 1"
+    step = step_of("logits")
+    assert step is not None
+    assert (found.clause, found.source) == ("TK-2", step.source)
+    assert judged("composite", given, expected, "batch query vocab", "draws.0").clause == ""
+
+
+# ---------------------------------------------------------------- missing tensors, documents, adapters
+
+
+def test_missing() -> None:
+    assert missing("logits", Answer()) == Difference(
+        "logits", ok=False, reason="is missing from the answer, which has no tensors", clause="TK-2"
+    )
+    assert missing("draws.0", Answer({"b": 1, "a": 2})).reason == "is missing from the answer, which has a, b"
+    many = Answer(dict.fromkeys("gfedcba"))
+    assert missing("logits", many).reason == "is missing from the answer, which has a, b, c, d, e …"
+
+
+CONFIG: dict[str, Any] = {"config": {"a": 1, "b": None, "c": True, "d": {"e": [1, 2]}}}
+
+
+def wrong(reason: str, clause: str = "CF-3") -> Difference:
+    return Difference("document", ok=False, reason=reason, clause=clause)
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return {"config": {**CONFIG["config"], **changes}}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (None, 'is missing: answer with {"document": {"config": {…}}} or {"document": {"rejected": true}}'),
+        ([], 'is missing: answer with {"document": {"config": {…}}} or {"document": {"rejected": true}}'),
+        ({}, "has no object `config`"),
+        ({"config": [1]}, "has no object `config`"),
+        (
+            {"config": {"b": None, "c": True, "d": {"e": [1, 2]}}},
+            "lacks the key `a`, which HF peft writes as 1",
+        ),
+        (changed(z=1), "has the key `z`, which HF peft does not write"),
+        (changed(a=2), "has `a` = 2; HF peft has 1"),
+        (changed(a=True), "has `a` = true; HF peft has 1"),
+        (changed(a="1"), 'has `a` = "1"; HF peft has 1'),
+        (changed(b=False), "has `b` = false; HF peft has null"),
+        (changed(c=1), "has `c` = 1; HF peft has true"),
+        (changed(d={"e": [True, 2]}), 'has `d` = {"e": [true, 2]}; HF peft has {"e": [1, 2]}'),
+        (changed(d={"e": [1]}), 'has `d` = {"e": [1]}; HF peft has {"e": [1, 2]}'),
+        (changed(d={"e": [1, 2], "f": 0}), 'has `d` = {"e": [1, 2], "f": 0}; HF peft has {"e": [1, 2]}'),
+        ({"rejected": True}, "rejects a configuration that HF peft accepts: no message"),
+        ({"rejected": True, "message": "too few"}, "rejects a configuration that HF peft accepts: too few"),
+    ],
+)
+def test_documents(given: Any, reason: str) -> None:
+    assert compare_document(CONFIG, given) == wrong(reason)
+
+
+def test_documents_that_agree() -> None:
+    assert compare_document(CONFIG, json.loads(json.dumps(CONFIG))) == Difference(
+        "document", ok=True, measure="exact"
+    )
+    assert compare_document(CONFIG, {**changed(a=1.0), "further": 1}).ok, "JSON has one kind of number"
+    assert compare_document(CONFIG, {**CONFIG, "rejected": False}).ok
+
+
+def test_rejections() -> None:
+    expected = {"rejected": True, "message": "no tokenizer"}
+    assert compare_document(expected, {"rejected": True}) == Difference("document", ok=True)
+    for given in (CONFIG, {"rejected": "yes"}, {"rejected": 1}, {}):
+        accepted = "accepts a configuration that HF peft rejects: no tokenizer"
+        assert compare_document(expected, given) == wrong(accepted, "CF-2")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    write_tensors(tmp_path / "adapter_model.safetensors", {"prompt_embeddings": numpy.ones((2, 3))})
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "X"}', encoding="utf-8")
+    return tmp_path
+
+
+def test_an_adapter_is_read(adapter: Path) -> None:
+    answer, problems = read_adapter(Answer(adapter=adapter))
+    assert problems == []
+    assert answer.document == {"config": {"peft_type": "X"}}
+    assert {name: tensor.tolist() for name, tensor in answer.tensors.items()} == {
+        "prompt_embeddings": [[1] * 3] * 2
+    }
+
+
+def test_no_adapter() -> None:
+    given = Answer({"prompt_embeddings": 1})
+    answer, problems = read_adapter(given)
+    assert answer is given
+    reason = 'is missing: answer with {"adapter": "…"}, the directory that the port wrote'
+    assert problems == [Difference("adapter", ok=False, reason=reason, clause="CK-2")]
+
+
+def test_further_tensors_in_an_adapter(adapter: Path) -> None:
+    tensors = {"prompt_embeddings": numpy.ones(1), "b.weight": numpy.ones(1), "a.weight": numpy.ones(1)}
+    write_tensors(adapter / "adapter_model.safetensors", tensors)
+    answer, problems = read_adapter(Answer(adapter=adapter))
+    reason = "adapter_model.safetensors has a.weight, b.weight; HF peft writes one tensor, prompt_embeddings"
+    assert problems == [Difference("adapter", ok=False, reason=reason, clause="CK-1")]
+    assert set(answer.tensors) == set(tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "reason"),
+    [
+        ("adapter_config.json", None, "cannot be read: [Errno 2] No such file or directory: 'DIRECTORY/adapter_config.json'"),
+        ("adapter_config.json", b"{,}", "cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("adapter_config.json", b"\xff", "cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        ("adapter_config.json", b"[" * 100_000, "cannot be read: maximum recursion depth exceeded while decoding a JSON array from a unicode string"),
+        ("adapter_model.safetensors", None, "cannot be read: Can't find 'adapter_model.safetensors' at 'DIRECTORY', which holds the adapter's weights."),
+        ("adapter_model.safetensors", b"x", "cannot be read: 'DIRECTORY/adapter_model.safetensors' cannot be read as safetensors ("),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_cannot_be_read(
+    adapter: Path, name: str, contents: bytes | None, reason: str
+) -> None:
+    if contents is None:
+        (adapter / name).unlink()
+    else:
+        (adapter / name).write_bytes(contents)
+    given = Answer(adapter=adapter)
+    answer, (problem,) = read_adapter(given)
+    assert answer is given
+    assert (problem.name, problem.ok, problem.clause) == ("adapter", False, "CK-2")
+    assert problem.reason.replace(str(adapter), "DIRECTORY").startswith(reason)
+
+
+def test_a_configuration_that_is_no_object(adapter: Path) -> None:
+    (adapter / "adapter_config.json").write_text("[1]", encoding="utf-8")
+    answer, problems = read_adapter(Answer(adapter=adapter))
+    assert problems == []
+    assert compare_document(CONFIG, answer.document) == wrong("has no object `config`")

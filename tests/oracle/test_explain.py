@@ -1,0 +1,135 @@
+"""Every kind of name is explained; what is unknown is guessed at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from refpeft.oracle import explain as module
+from refpeft.oracle.explain import clause_title, clauses, explain, specs_directory
+from refpeft.oracle.questions import QUESTIONS
+from refpeft.oracle.vectors import VectorError, all_vectors
+from refpeft.steps import STEPS
+
+
+@pytest.fixture
+def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two pages of specs that a test may change."""
+    (tmp_path / "protocol.md").write_text(
+        "# Page\n\n### TY-1 One\n\ntext\n\n## Section\n\nmore\n\n### TY-2 Two\n\nlast\n"
+    )
+    (tmp_path / "b.md").write_text("### TY-10 Ten: `x`\n\n#### inside\n\n### not a clause\n")
+    monkeypatch.setattr(module, "specs_directory", lambda: tmp_path)
+    return tmp_path
+
+
+def test_clauses_end_at_the_next_heading(pages: Path) -> None:
+    assert clauses() == {
+        "TY-10": "TY-10 Ten: `x`\n\n#### inside\n\n### not a clause\n\n(specs/b.md)",
+        "TY-1": "TY-1 One\n\ntext\n\n(specs/protocol.md)",
+        "TY-2": "TY-2 Two\n\nlast\n\n(specs/protocol.md)",
+    }
+    assert explain("ty-10") == explain("TY-10") == clauses()["TY-10"]
+    (pages / "c.md").write_text("### TY-2 Again\n")
+    with pytest.raises(LookupError) as caught:
+        clauses()
+    assert caught.value.args == ("The clause TY-2 stands twice in specs/.",)
+
+
+def test_pages_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "refpeft/oracle/explain.py"))
+    with pytest.raises(LookupError) as caught:
+        specs_directory()
+    assert caught.value.args == (
+        "The pages of specs/ are not installed. Reinstall refpeft, or run from a complete checkout.",
+    )
+    for place in (tmp_path / "specs", tmp_path / "refpeft/specs"):
+        place.mkdir(parents=True)
+        (place / "protocol.md").touch()
+        assert specs_directory() == place, "those inside the package come first"
+
+
+@pytest.mark.parametrize("topic", ["PX-2", "px-2"])
+def test_a_clause(topic: str) -> None:
+    said = explain(topic)
+    assert said.startswith("PX-2 ")
+    assert said.endswith("(specs/prefix-tuning.md)")
+    assert "### " not in said
+    assert clause_title("PX-2") == said.split("\n")[0]
+    assert clause_title("TY-9") == "TY-9"
+
+
+def test_a_question() -> None:
+    assert explain("forward") == (
+        "question forward: logits and loss\n"
+        "level model; methods prompt_tuning, prefix_tuning; required: logits, loss\n\n"
+        "specs/protocol.md, clause PP-4, says what is given and wanted."
+    )
+    assert "required: a document\n" in explain("config.resolve")
+    assert all(explain(name).startswith(f"question {name}: ") for name in QUESTIONS)
+
+
+def test_a_step_and_its_stages() -> None:
+    step = STEPS["prefix.key"]
+    said = explain("prefix.key")
+    assert said.startswith(
+        "step prefix.key; stage prefix.layers.{layer}.key; axes (batch, kv_heads, virtual, head_dim); compared as composite\n"
+        f"HF: {step.source}\n\n"
+    )
+    assert said.endswith(f"\n\n{clauses()[step.clause]}")
+    assert (step.definition.__doc__ or "").strip() in said
+    assert explain("prefix.layers.2.key") == said
+    assert explain("prefix.key_row").startswith("step prefix.key_row; stage not recorded; axes ()")
+    assert all(explain(name) for name in STEPS)
+
+
+def test_a_case() -> None:
+    vector = next(v for v in all_vectors() if v.case.id.endswith("prompt_tuning/forward/left-padding"))
+    case = vector.case
+    lines = explain(case.id).splitlines()
+    sizes = ", ".join(f"{name} {size}" for name, size in case.dims.items())
+    assert lines == [
+        case.id,
+        case.title,
+        "",
+        "question: forward (logits and loss)",
+        f"model: {case.model}",
+        f"sizes: {sizes}",
+        "expected: logits, loss",
+        "",
+        "clauses:",
+        *(f"  {clause_title(label)}" for label in case.clauses),
+    ]
+    assert explain("prompt_tuning/forward/left-pad") == explain(case.id), "a part that fits one"
+    assert "model: none\n" in explain("common/mask/full")
+    assert "expected: a document\n" in explain("prefix_tuning/config/minimal")
+
+
+def test_the_whole_id_comes_before_ids_that_contain_it() -> None:
+    whole = "peft-0.21.2/prefix_tuning/forward/left-padding"
+    assert sum(whole in v.case.id for v in all_vectors()) > 1
+    assert explain(whole).startswith(f"{whole}\n")
+
+
+def test_a_part_that_fits_several_cases() -> None:
+    chosen = [v.case for v in all_vectors() if "/mask/" in v.case.id]
+    assert len(chosen) > 2
+    assert explain("/mask/").splitlines() == [
+        f"{len(chosen)} cases:",
+        *(f"  {case.id}  {case.title}" for case in chosen),
+    ]
+    assert explain("*/common/mask/*") == explain("/mask/")
+
+
+def test_what_is_unknown() -> None:
+    with pytest.raises(LookupError) as caught:
+        explain("prefix.kye")
+    message = caught.value.args[0]
+    assert message.startswith(
+        "'prefix.kye' is no clause, question, stage, step or case. Did you mean prefix.key"
+    )
+    with pytest.raises(LookupError) as caught:
+        explain("§§§§§§")
+    assert caught.value.args == ("'§§§§§§' is no clause, question, stage, step or case.",)
+    assert not isinstance(caught.value, VectorError)

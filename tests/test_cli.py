@@ -1,0 +1,464 @@
+"""The command line: what it prints, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from oracle.fake_ports import START, command
+
+from refpeft import __version__, cli
+from refpeft.oracle import budget, questions
+from refpeft.oracle.explain import clause_title, explain
+from refpeft.oracle.vectors import all_vectors, matches
+
+IDS = [vector.case.id for vector in all_vectors()]
+MUTANT, HONEST, LAZY = (f"oracle.fake_ports:{name}" for name in ("KeysForValues", "Honest", "Lazy"))
+ODD = "peft-0.21.2/prefix_tuning/prefix_encode/odd-layers"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs leave .refpeft in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def run(*arguments: str) -> Result:
+    result = CliRunner().invoke(cli.main, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def checked(*arguments: str, status: int) -> Any:
+    """The results document of a check that ends with this status."""
+    result = run("check", *arguments)
+    assert result.exit_code == status, result.output
+    return json.loads(result.stdout)
+
+
+def ids(document: Any) -> list[str]:
+    return [case["case"] for case in document["cases"]]
+
+
+def refused(*arguments: str) -> str:
+    """What is said about wrong usage."""
+    result = run("check", *arguments)
+    assert result.exit_code == cli.USAGE
+    assert result.stdout == ""
+    usage, _, message = result.stderr.partition("\n\nError: ")
+    assert usage.startswith("Usage: main check [OPTIONS] [PORT]...\n")
+    return message.strip()
+
+
+def program(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run(
+        [sys.executable, *arguments], text=True, capture_output=True, check=False, env=environment, **options
+    )
+
+
+# ---------------------------------------------------------------- statuses
+
+
+def test_a_port_that_conforms() -> None:
+    document = checked("-k", "mask/full", "-k", "prefix_encode/odd-layers", HONEST, status=cli.CONFORMS)
+    assert document["summary"] == {
+        "verdict": "CONFORMS", "float64_exact": False, "asked": 2, "counts": {"CONFORMS": 2}, "not_asked": 0, "partial": True,
+    }  # fmt: skip
+    assert document["implementation"]["name"] == "fake"
+    assert not Path(".refpeft").exists(), "nothing failed, nothing is remembered"
+
+
+def test_a_port_that_does_not() -> None:
+    document = checked("-k", "mask/full", "-k", "odd-layers", MUTANT, status=cli.DIFFERS)
+    assert [case["verdict"] for case in document["cases"]] == ["CONFORMS", "NONCONFORMING"]
+    first = document["cases"][1]["first"]
+    assert (first["name"], first["clause"], first["ok"]) == ("prefix.layers.0.key", "PX-4", False)
+    failure = Path(document["cases"][1]["reproduce"])
+    assert failure == Path(".refpeft/failures/prefix_tuning.prefix_encode.odd-layers.float32")
+    assert (failure / "README.txt").is_file()
+    assert json.loads(Path(".refpeft/last-failed.json").read_text()) == [ODD]
+
+
+def test_nothing_decided() -> None:
+    document = checked("-k", "/mask/", LAZY, status=cli.UNDECIDED)
+    assert document["summary"]["counts"] == {"SKIPPED": 4}
+
+
+def test_a_port_that_cannot_be_run() -> None:
+    result = run("check", "--", "/no/such/port")
+    assert (result.exit_code, result.stdout) == (cli.UNREACHABLE, "")
+    assert result.stderr == (
+        "Error: Can't run `/no/such/port`: No such file or directory. Give the port's command after --, for example "
+        "`refpeft check -- ./my_port`.\n"
+    )
+    assert run("check", "no_such_module:port").exit_code == cli.UNREACHABLE
+
+
+def test_a_port_that_only_crashes() -> None:
+    crashing = command(q1=[["exit", 3]], q2=[["exit", 3]])
+    document = checked(
+        "-k", "mask/full", "-k", "mask/left-padding-b", "--", *crashing, status=cli.UNREACHABLE
+    )
+    assert [case["verdict"] for case in document["cases"]] == ["CRASHED", "CRASHED"]
+    assert document["summary"]["verdict"] == "NONCONFORMING"
+    mixed = command(q1=[["exit", 3]], q2=[["say", {"errored": {"message": "no"}}]])
+    checked("-k", "mask/full", "-k", "mask/left-padding-b", "--", *mixed, status=cli.DIFFERS)
+
+
+def test_a_port_that_hangs() -> None:
+    hanging = command(q1=[["hang"]])
+    (case,) = checked("-k", "mask/full", "--timeout", "0.3", "--", *hanging, status=cli.UNREACHABLE)["cases"]
+    assert (case["verdict"], case["message"]) == ("TIMEOUT", "no answer within 0.3 s")
+
+
+def test_a_port_that_conforms_and_crashes_does_not_conform(tmp_path: Path) -> None:
+    case = next(v for v in all_vectors() if v.case.id.endswith("mask/full"))
+    answer = [["copy", "a", str(case.directory / "expected.safetensors")], ["say", {"tensors": "a"}]]
+    port = command(q1=answer, q2=[["exit", 1]])
+    document = checked("-k", "mask/full", "-k", "mask/left-padding-b", "--", *port, status=cli.DIFFERS)
+    assert document["summary"]["counts"] == {"CONFORMS": 1, "CRASHED": 1}
+
+
+def test_validating() -> None:
+    case = next(v for v in all_vectors() if v.case.id.endswith("mask/full"))
+    answer = [
+        ["copy", "a", str(case.directory / "expected.safetensors")],
+        ["say", {"tensors": "a", "took": 1}],
+    ]
+    arguments = ("-k", "mask/full", "--", *command(q1=answer))
+    checked(*arguments, status=cli.CONFORMS)
+    (found,) = checked("--validate", *arguments, status=cli.DIFFERS)["cases"]
+    assert found["verdict"] == "ERRORED"
+    assert "unknown field `took`" in found["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-k", "nonsense"], f"No case matches; `refpeft list` shows all {len(IDS)}."),
+        (["-k", "mask/", "--method", "prompt_tuning"], f"No case matches; `refpeft list` shows all {len(IDS)}."),
+        (["-k", "mask", "--profile", "float64", HONEST], "The port declares the profiles float32, not float64."),
+        (["--profile", "float64-islands"], "The port declares the profiles float32, float64, not float64-islands."),
+        (["--last-failed"], "There is no record of a last run here (.refpeft/last-failed.json)."),
+        (["--golden", "empty"], "'empty' has no golden vectors: no case.json anywhere below vectors/."),
+        (["--golden", "nowhere"], "Invalid value for '--golden': Directory 'nowhere' does not exist."),
+        (["--timeout", "0"], "Invalid value for '--timeout': 0.0 is not in the range x>0."),
+        (["--level", "models"], "Invalid value for '--level': 'models' is not one of 'config', 'components', 'model', 'gradients', 'checkpoint'."),
+        (["--profile", "float16"], "Invalid value for '--profile': 'float16' is not one of 'float32', 'float64', 'float64-islands'."),
+    ],
+)  # fmt: skip
+def test_wrong_usage(arguments: list[str], message: str) -> None:
+    Path("empty").mkdir()
+    assert refused(*arguments) == message
+
+
+def test_an_unknown_option_is_not_taken_for_a_port() -> None:
+    assert refused("--nonsense").startswith("No such option")
+
+
+def test_damaged_vectors_are_no_verdict() -> None:
+    """On the port."""
+    case = Path("golden/vectors/x/case.json")
+    case.parent.mkdir(parents=True)
+    case.write_text("{}")
+    assert refused("--golden", "golden") == (
+        f"'{case}' is not a case of format 1: Object missing required field `format`."
+    )
+    shipped = next(v for v in all_vectors() if v.case.id.endswith("mask/full"))
+    case.write_bytes((shipped.directory / "case.json").read_bytes())
+    Path("golden/manifest.json").write_text("{}")
+    (case.parent / "inputs.safetensors").write_bytes(b"x")
+    assert refused("--golden", "golden").endswith(
+        "The file of the inputs of a golden vector is truncated or damaged: copy or write it again."
+    )
+
+
+# ---------------------------------------------------------------- selecting
+
+
+def test_patterns_levels_and_methods() -> None:
+    def asked(*arguments: str) -> list[str]:
+        return ids(checked(*arguments, LAZY, status=cli.UNDECIDED))
+
+    assert asked("-k", "mask/") == [i for i in IDS if "/mask/" in i]
+    assert asked("-k", "mask/full", "--case", "*/mask/left-padding") == [i for i in IDS if i.endswith(("mask/full", "mask/left-padding"))]  # fmt: skip
+    assert asked("--level", "checkpoint", "--level", "config") == [i for i in IDS if "/checkpoint/" in i or "/config/" in i]  # fmt: skip
+    assert asked("--method", "common") == [i for i in IDS if i.split("/")[1] == "common"]
+    assert asked("--method", "prompt_tuning", "--level", "gradients") == [i for i in IDS if matches(i, "*/prompt_tuning/gradients/*")]  # fmt: skip
+
+
+def test_profiles() -> None:
+    def profiles(*arguments: str) -> list[str]:
+        return [
+            case["profile"] for case in checked("-k", "mask/full", *arguments, status=cli.CONFORMS)["cases"]
+        ]
+
+    assert profiles() == ["float32", "float64"]
+    assert profiles("--profile", "float64") == ["float64"]
+    assert profiles("--profile", "float64", "--profile", "float32") == ["float32", "float64"]
+
+
+def test_what_makes_a_run_partial() -> None:
+    whole = checked(LAZY, status=cli.UNDECIDED)
+    assert (whole["summary"]["partial"], whole["summary"]["asked"]) == (False, len(IDS))
+    for arguments in (
+        ("-k", "mask"),
+        ("--level", "config"),
+        ("--method", "common"),
+        ("--profile", "float32"),
+        ("-x",),
+    ):
+        assert checked(*arguments, LAZY, status=cli.UNDECIDED)["summary"]["partial"], arguments
+
+
+def test_failing_fast() -> None:
+    document = checked("-x", "-k", "prefix_encode", MUTANT, status=cli.DIFFERS)
+    assert document["summary"]["asked"] == 1
+    assert (
+        checked("--fail-fast", "-k", "prefix_encode/even", MUTANT, status=cli.DIFFERS)["summary"]["asked"]
+        == 1
+    )
+    assert checked("-k", "prefix_encode", MUTANT, status=cli.DIFFERS)["summary"]["asked"] > 1
+
+
+def test_the_last_failures() -> None:
+    failed = [i for i in IDS if "prefix_encode" in i and "zero-init" not in i]  # keys equal values in zeros
+    checked("-k", "/mask/", "-k", "prefix_encode", MUTANT, status=cli.DIFFERS)
+    again = checked("--last-failed", MUTANT, status=cli.DIFFERS)
+    assert ids(again) == failed
+    assert again["summary"]["partial"]
+    narrowed = checked("--last-failed", "-k", "odd-layers", "-k", "/mask/", MUTANT, status=cli.DIFFERS)
+    assert ids(narrowed) == [ODD], "both conditions hold"
+    checked("--last-failed", HONEST, status=cli.CONFORMS)
+    assert refused("--last-failed") == "Nothing failed in the last run here."
+    Path(".refpeft/last-failed.json").write_text("{")
+    assert refused("--last-failed") == "There is no record of a last run here (.refpeft/last-failed.json)."
+
+
+def test_the_last_failures_are_whole_ids() -> None:
+    one = "peft-0.21.2/prefix_tuning/forward/left-padding"
+    assert sum(one in i for i in IDS) > 1
+    Path(".refpeft").mkdir()
+    Path(".refpeft/last-failed.json").write_text(json.dumps([one]))
+    assert ids(checked("--last-failed", LAZY, status=cli.UNDECIDED)) == [one]
+
+
+def test_old_failures_go_with_a_whole_run_only() -> None:
+    old = Path(".refpeft/failures/old")
+    old.mkdir(parents=True)
+    checked("-k", "/mask/", LAZY, status=cli.UNDECIDED)
+    checked("--failures", "there", LAZY, status=cli.UNDECIDED)
+    assert old.exists()
+    checked(LAZY, status=cli.UNDECIDED)
+    assert not old.exists()
+
+
+def test_failures_elsewhere() -> None:
+    (case,) = checked("-k", "odd-layers", "--failures", "there", MUTANT, status=cli.DIFFERS)["cases"]
+    assert Path(case["reproduce"]).parent == Path("there")
+    assert Path(case["reproduce"], "request.json").is_file()
+    assert not Path(".refpeft/failures").exists()
+
+
+def test_a_directory_that_cannot_be_written_stops_nothing() -> None:
+    Path(".refpeft").write_text("a file")
+    result = run("check", "-k", "odd-layers", MUTANT)
+    assert result.exit_code == cli.DIFFERS
+    assert result.stderr == "Note: can't remember what failed (File exists).\n"
+    (case,) = json.loads(result.stdout)["cases"]
+    assert "reproduce" not in case
+    assert case["detail"].startswith("Can't write what reproduces a failure to '.refpeft/failures': ")
+
+
+# ---------------------------------------------------------------- what people see
+
+
+def test_a_failing_port_in_full() -> None:
+    result = run(
+        "check", "-k", "mask/full", "-k", "odd-layers", "-k", "even-layers", "--format", "pretty", MUTANT
+    )
+    assert result.exit_code == cli.DIFFERS
+    document = checked("-k", "prefix_encode/even-layers", MUTANT, status=cli.DIFFERS)
+    (case,) = document["cases"]
+    first = case["first"]
+    assert (first["measure"], case["differences"][0]["name"]) == ("largest", "prefix.flat")
+    assert [line.rstrip() for line in result.stdout.splitlines()] == [
+        f"fake 0 (python) against HF peft: peft-0.21.2, refpeft {__version__}",
+        "",
+        "level       float32",
+        "config            -",
+        "components      1/3",
+        "model             -",
+        "gradients         -",
+        "checkpoint        -",
+        "",
+        "✗ prefix_tuning/prefix_encode/even-layers  float32  NONCONFORMING",
+        f"  first difference  prefix.layers.0.key  ({clause_title('PX-4')})",
+        f"    error {first['error']:.3g} largest, budget {first['derivation']}",
+        f"    worst at {first['where']}",
+        "    before it, 1 tensor agrees exactly",
+        "    HF: peft peft_model.py PeftModel.get_prompt",
+        "  and 1 more that begin so: prefix_tuning/prefix_encode/odd-layers (float32)",
+        "  → refpeft explain PX-4",
+        "  → .refpeft/failures/prefix_tuning.prefix_encode.even-layers.float32",
+        "",
+        "",
+        "NONCONFORMING  some answers differ from HF peft: 1 of 3 conform; 2 NONCONFORMING; partial: only a selection was asked",
+    ]
+    assert first["error"] > 0.5
+    assert first["where"].startswith("row ")
+
+
+def test_json_when_piped_pretty_when_asked() -> None:
+    plain = run("check", "-k", "mask/full")
+    assert run("check", "-k", "mask/full", "--format", "json").stdout.startswith('{\n "refpeft"')
+    assert plain.stdout.startswith('{\n "refpeft"')
+    assert plain.stderr == ""
+    pretty = run("check", "-k", "mask/full", "--format", "pretty").stdout
+    assert pretty.startswith(f"refpeft {__version__} (python) against HF peft")
+    assert "CONFORMS  every answer agrees with HF peft: 2 of 2 conform; float64-exact; partial" in pretty
+    assert "\x1b" not in pretty
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
+def test_pretty_on_a_terminal() -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    arguments = [sys.executable, "-m", "refpeft", "check", "-k", "mask/full"]
+    environment = {
+        **os.environ,
+        "TERM": "xterm-256color",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        arguments, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL, env=environment
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(ours)
+    assert process.wait() == cli.CONFORMS, seen
+    text = seen.decode()
+    assert "every answer agrees with HF peft: 2 of 2 conform" in text
+    assert "asking" in text, "the progress bar"
+    assert "2/2" in text
+    assert "\x1b[1;32mCONFORMS" in text
+
+
+# ---------------------------------------------------------------- the other commands
+
+
+def test_list() -> None:
+    everything = run("list").stdout.splitlines()
+    assert [line.split("  ")[0] for line in everything] == IDS
+    result = run("list", "-k", "mask/full", "--level", "components")
+    case = next(v.case for v in all_vectors() if v.case.id.endswith("mask/full"))
+    assert (result.exit_code, result.stdout) == (0, f"{case.id}  {case.title}\n")
+    assert run("list", "-k", "nonsense").exit_code == cli.USAGE
+
+
+def test_explain() -> None:
+    result = run("explain", "px-4")
+    assert (result.exit_code, result.stdout) == (0, explain("PX-4") + "\n")
+    wrong = run("explain", "PX4")
+    assert wrong.exit_code == cli.USAGE
+    assert wrong.stderr.startswith("Usage: main explain [OPTIONS] TOPIC\n")
+    assert "Error: 'PX4' is no clause, question, stage, step or case. Did you mean PX-" in wrong.stderr
+    assert run("explain").exit_code == cli.USAGE
+
+
+def test_smoke() -> None:
+    good = run("smoke", LAZY)
+    assert good.exit_code == cli.CONFORMS
+    assert good.stdout.startswith(
+        "✓ start: fake 0 (python); methods prompt_tuning, prefix_tuning; questions "
+    )
+    assert "\n✓ mask (common): skipped: not today\n" in good.stdout
+    bad = run(
+        "smoke",
+        "--",
+        *command([["say", {**START, "questions": ["mask"]}]], q1=[["errors", "boom\n", 1], ["exit", 3]]),
+    )
+    assert bad.exit_code == cli.UNREACHABLE
+    assert bad.stdout.splitlines() == [
+        "✓ start: fake 0 (python); methods prompt_tuning, prefix_tuning; questions mask; profiles float32",
+        "✗ mask (common): CRASHED: the port exited with status 3",
+        "    boom",
+    ]
+    strict = [["say", {**START, "questions": ["mask"], "mood": 1}]]
+    refusing = run("smoke", "--", *command(strict))
+    assert refusing.exit_code == cli.UNREACHABLE
+    assert "unknown field `mood`" in refusing.stderr
+    hanging = [["say", {**START, "questions": ["mask"]}]]
+    assert "TIMEOUT: no answer within 0.3 s" in run("smoke", "--timeout", "0.3", "--", *command(hanging, q1=[["hang"]])).stdout  # fmt: skip
+
+
+# ---------------------------------------------------------------- as a program
+
+
+def test_the_whole_check_as_a_program() -> None:
+    process = program(["-m", "refpeft", "check"])
+    assert process.returncode == cli.CONFORMS, process.stderr
+    summary = json.loads(process.stdout)["summary"]
+    assert summary == {
+        "verdict": "CONFORMS", "float64_exact": True, "asked": 2 * len(IDS), "counts": {"CONFORMS": 2 * len(IDS)},
+        "not_asked": 0, "partial": False,
+    }  # fmt: skip
+    assert process.stderr == ""
+
+
+def test_statuses_as_a_program() -> None:
+    assert program(["-m", "refpeft", "check", "-k", "odd-layers", MUTANT]).returncode == cli.DIFFERS
+    assert program(["-m", "refpeft", "check", "-k", "nonsense"]).returncode == cli.USAGE
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"refpeft, version {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"], ["smoke", "-h"], ["--version"]])
+def test_help_is_light(arguments: list[str]) -> None:
+    """It imports neither NumPy nor what stands on it."""
+    code = (
+        "import sys\nfrom refpeft.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "    assert not end.code\nprint(sorted(set(sys.modules) & {'numpy', 'rich', 'autograd', 'msgspec', 'safetensors'}), file=sys.stderr)"
+    )
+    process = program(["-c", code, *arguments])
+    assert process.stderr == "[]\n"
+    assert process.stdout
+
+
+def test_what_help_says() -> None:
+    text = run("check", "--help").stdout
+    for option in ("-k, --case", "--level", "--method", "--golden", "--profile", "--last-failed", "-x, --fail-fast", "--timeout", "--validate", "--format", "--failures"):  # fmt: skip
+        assert option in text
+    assert (
+        "Exit status: 0 conforms, 1 does not, 2 wrong usage, 3 the port could not be run, 4 nothing was"
+        in text
+    )
+    assert "refpeft check -- ./my_port     judge a program" in run().stderr + run("--help").stdout
+
+
+def test_the_choices_are_those_of_the_oracle() -> None:
+    assert cli.LEVELS == questions.LEVELS
+    assert (*questions.METHODS, questions.COMMON) == cli.METHODS
+    assert tuple(budget.PROFILES) == cli.PROFILES
+    assert (cli.CONFORMS, cli.DIFFERS, cli.USAGE, cli.UNREACHABLE, cli.UNDECIDED) == (0, 1, 2, 3, 4)
