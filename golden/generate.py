@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from refpeft.files import write_atomically
-from refpeft.oracle import budget
+from refpeft.oracle import budget, floors
 from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, read_vector
 
 GOLDEN = Path(__file__).resolve().parent
@@ -112,7 +112,7 @@ def generate() -> str:
     replace_tree("models", models)
     replace_tree("vectors", vectors)
     write_atomically(GOLDEN / MANIFEST, manifest())
-    write_atomically(GOLDEN / FLOORS, budget.floors_document(GOLDEN))
+    write_atomically(GOLDEN / FLOORS, floors.floors_document(GOLDEN))
     write_atomically(GOLDEN / MANIFEST, manifest())
     size = sum(map(len, [*models.values(), *vectors.values()]))
     return f"{len(made)} vectors, {len(MODELS)} models, {size / 1e6:.2f} MB"
@@ -131,7 +131,7 @@ def check() -> list[str]:
                 vector = read_vector(GOLDEN / "vectors" / recipe.id)
                 made = make(replace(recipe, adapter=vector.adapter_directory))
                 problems += [f"{recipe.id}: {problem}" for problem in compare(made, vector)]
-    return problems + budget.stale_floors(GOLDEN)
+    return problems + floors.stale_floors(GOLDEN)
 
 
 def check_manifest() -> list[str]:

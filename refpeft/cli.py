@@ -5,6 +5,7 @@ Exit status (clause JG-8): 0 conforms; 1 does not; 2 wrong usage; 3 the port cou
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from refpeft.oracle.judge import Results, Selection
+    from refpeft.oracle.judge import CaseResult, Results, Selection
     from refpeft.oracle.reply import Port
     from refpeft.oracle.vectors import Vector
 
 CONFORMS, DIFFERS, USAGE, UNREACHABLE, UNDECIDED = 0, 1, 2, 3, 4
 """The exit statuses."""
+INTERRUPTED = 130
+"""And that of a run ended from the keyboard, which prints what it has."""
 STATE = Path(".refpeft")
 """Below the working directory: what reproduces failures, and which cases failed last."""
 METHODS = ("prompt_tuning", "prefix_tuning", "common")
@@ -68,11 +71,10 @@ def main() -> None:
 @click.option("-x", "--fail-fast", is_flag=True, help="Stop at the first failure.")
 @click.option(
     "--timeout",
-    default=60.0,
-    show_default=True,
+    default=None,
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
-    help="For each answer.",
+    help="For each answer [default: 60, and 120 to start].",
 )
 @click.option(
     "--validate", is_flag=True, help="Check each of the port's messages strictly against the schema."
@@ -99,7 +101,7 @@ def check(
     profiles: tuple[str, ...],
     last_failed: bool,
     fail_fast: bool,
-    timeout: float,
+    timeout: float | None,
     validate: bool,
     form: str,
     failures: Path | None,
@@ -112,20 +114,25 @@ def check(
     \b
     Exit status: 0 conforms, 1 does not, 2 wrong usage, 3 the port could not be run, 4 nothing was decided.
     """  # noqa: D301
+    import shutil
     import tempfile
 
     from refpeft.errors import RefpeftError
+    from refpeft.oracle.history import remember
     from refpeft.oracle.judge import judge, summarise
 
     vectors = _select(golden, patterns, levels, methods, _failed_before() if last_failed else None)
+    _end_on_signals()
     reached = _reach(port, timeout, validate)
     partial = bool(golden or patterns or levels or methods or last_failed or fail_fast)
     try:
         selection = _selection(reached, vectors, profiles, partial)
         if failures is None and not selection.partial:
-            _forget(STATE / "failures")
-        cases = []
+            shutil.rmtree(STATE / "failures", ignore_errors=True)
+        cases: list[CaseResult] = []
+        interrupted = True
         with (
+            contextlib.suppress(KeyboardInterrupt),
             tempfile.TemporaryDirectory(prefix="refpeft-") as work,
             _progress(form, reached, selection) as advance,
         ):
@@ -133,14 +140,17 @@ def check(
             for case in judge(reached, selection, Path(work), where, fail_fast=fail_fast):
                 cases.append(case)
                 advance()
+            interrupted = False
         results = summarise(reached, selection, cases)
     except RefpeftError as error:  # of the vectors: whatever a port does is a verdict
         raise click.UsageError(str(error)) from None
     finally:
         reached.close()
-    _remember(results)
+    if golden is None:
+        note = remember(STATE, results)
+        click.echo(note, nl=bool(note), err=True)
     _print(results, form)
-    sys.exit(_status(results))
+    sys.exit(INTERRUPTED if interrupted else _status(results))
 
 
 @main.command(name="list")
@@ -168,14 +178,13 @@ def explain(topic: str) -> None:
 @main.command(context_settings={"allow_interspersed_args": False})
 @click.option(
     "--timeout",
-    default=60.0,
-    show_default=True,
+    default=None,
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
-    help="For each answer.",
+    help="For each answer [default: 60, and 120 to start].",
 )
 @click.argument("port", nargs=-1, type=click.UNPROCESSED)
-def smoke(timeout: float, port: tuple[str, ...]) -> None:
+def smoke(timeout: float | None, port: tuple[str, ...]) -> None:
     """Does PORT speak the protocol? It is asked one question of each kind; names and shapes count, values do not.
 
     A failure here means that the harness is wrong, not the mathematics.
@@ -184,6 +193,7 @@ def smoke(timeout: float, port: tuple[str, ...]) -> None:
 
     from refpeft.oracle.smoke import smoke as try_port
 
+    _end_on_signals()
     reached = _reach(port, timeout, True)
     try:
         with tempfile.TemporaryDirectory(prefix="refpeft-") as work:
@@ -208,11 +218,12 @@ def _select(
     failed: Sequence[str] | None = None,
 ) -> list[Vector]:
     from refpeft.errors import RefpeftError
+    from refpeft.oracle.cases import in_order
     from refpeft.oracle.questions import QUESTIONS
     from refpeft.oracle.vectors import all_vectors, matches
 
     try:
-        vectors = list(all_vectors(golden))
+        vectors = in_order(all_vectors(golden))
     except RefpeftError as error:
         raise click.UsageError(str(error)) from None
     chosen = [
@@ -230,7 +241,17 @@ def _select(
     return chosen
 
 
-def _reach(command: Sequence[str], timeout: float, validate: bool) -> Port:
+def _end_on_signals() -> None:
+    """Let a signal to end run what ends the port too: it has a session of its own and would live on."""
+    import signal
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            number = getattr(signal, name)
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
+
+
+def _reach(command: Sequence[str], timeout: float | None, validate: bool) -> Port:
     from refpeft.oracle.port import open_port
     from refpeft.oracle.reply import PortError
 
@@ -269,7 +290,7 @@ def _progress(form: str, port: Port, selection: Selection) -> Any:
     def shown() -> Any:
         from rich.console import Console
 
-        from refpeft.oracle.judge import can_answer
+        from refpeft.oracle.cases import can_answer
         from refpeft.oracle.report.terminal import progress_bar
 
         asked = sum(can_answer(port.abilities, vector) for vector in selection.vectors)
@@ -292,6 +313,15 @@ def _print(results: Results, form: str) -> None:
     Console(highlight=False, soft_wrap=True).print(render(results))
 
 
+def _failed_before() -> list[str]:
+    from refpeft.oracle.history import failed_before
+
+    try:
+        return failed_before(STATE)
+    except LookupError as error:
+        raise click.UsageError(str(error.args[0])) from None
+
+
 def _status(results: Results) -> int:
     if results.summary.verdict == "INCONCLUSIVE":
         return UNDECIDED
@@ -303,37 +333,3 @@ def _status(results: Results) -> int:
         and "CONFORMS" not in results.summary.counts
     )
     return UNREACHABLE if unreached else DIFFERS
-
-
-def _failed_before() -> list[str]:
-    import json
-
-    path = STATE / "last-failed.json"
-    try:
-        failed = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise click.UsageError(f"There is no record of a last run here ({path}).") from None
-    if not failed:
-        raise click.UsageError("Nothing failed in the last run here.")
-    return [str(case) for case in failed]
-
-
-def _remember(results: Results) -> None:
-    import json
-
-    from refpeft.files import write_atomically
-
-    failed = sorted({case.case for case in results.cases if case.verdict not in ("CONFORMS", "SKIPPED")})
-    if not failed and not (STATE / "last-failed.json").exists():
-        return
-    try:
-        STATE.mkdir(exist_ok=True)
-        write_atomically(STATE / "last-failed.json", json.dumps(failed, indent=1).encode())
-    except OSError as error:
-        click.echo(f"Note: can't remember what failed ({error.strerror or error}).", err=True)
-
-
-def _forget(failures: Path) -> None:
-    import shutil
-
-    shutil.rmtree(failures, ignore_errors=True)

@@ -10,10 +10,9 @@ against the same computation in a wider format. C leaves room for honest ports t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 
 from refpeft import arrays
 from refpeft.oracle.questions import GRADIENTS, Answer, Arithmetic, Ask, answer
-from refpeft.oracle.vectors import Vector, VectorError, all_vectors, golden_directory
 from refpeft.steps import definition, replaced
 
 FORWARD_MULTIPLIER = 8.0
@@ -32,6 +30,10 @@ GRADIENT_MULTIPLIER = 16.0
 """C for gradients: twice the forward's, because backward passes come in more orders."""
 DRAWN_TOLERANCE = 4e-6
 """Absolute, for normal variates: torch's own vector and scalar code differ by up to 2.5e-6."""
+MOVES = 7
+"""In how many ways the inputs are moved: a scalar such as the loss needs several, or its floor is luck."""
+HIDDEN = 1e30
+"""Scores of this size and beyond are masked; they are compared by class (clause JG-5)."""
 ELEMENTARY_ULPS = 1.5
 """One unit in the last place for the operation, half for storing it."""
 ISLANDS = (
@@ -253,102 +255,3 @@ def measure(ask: Ask, profile: Profile) -> dict[str, Floor]:
             before = worst.get(name, (0.0, 0.0))
             worst[name] = (max(norm, before[0]), max(largest, before[1]))
     return {name: Floor(*pair) for name, pair in worst.items()}
-
-
-MOVES = 7
-"""In how many ways the inputs are moved: a scalar such as the loss needs several, or its floor is luck."""
-HIDDEN = 1e30
-"""Scores of this size and beyond are masked; they are compared by class (clause JG-5)."""
-
-
-def ask_of(vector: Vector) -> Ask:
-    """A golden case as a question."""
-    case = vector.case
-    arguments = dict(case.arguments)
-    if "tokenizer" in arguments:
-        arguments["tokenizer"] = str(golden_directory(vector.directory) / arguments["tokenizer"])
-    return Ask(
-        question=case.question,
-        method=case.method,
-        config=case.config,
-        arguments=arguments,
-        inputs=vector.inputs,
-        model=vector.model_directory,
-        adapter=vector.adapter_directory,
-    )
-
-
-# ---------------------------------------------------------------- floors.json: measured beforehand, keyed by hash
-
-
-class _CaseFloors(msgspec.Struct):
-    digest: str
-    profiles: dict[str, dict[str, Floor]]
-
-
-class _Floors(msgspec.Struct):
-    format: int
-    cases: dict[str, _CaseFloors]
-
-
-@functools.lru_cache(maxsize=2)
-def _stored(golden: Path) -> Mapping[str, _CaseFloors]:
-    path = golden / "floors.json"
-    if not path.is_file():
-        return {}
-    try:
-        stored = msgspec.json.decode(path.read_bytes(), type=_Floors)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise VectorError(
-            f"'{path}' is damaged: {error}. Reinstall refpeft, or make it anew with the vectors."
-        ) from error
-    if stored.format != 1:
-        raise VectorError(f"'{path}' has format {stored.format}; this refpeft reads format 1.")
-    return stored.cases
-
-
-def stale_floors(golden: Path) -> list[str]:
-    """How the stored floors differ from those that would be measured now, in words; a factor of four is no difference."""
-    stored, problems = _stored(golden), []
-    measured = msgspec.json.decode(floors_document(golden), type=_Floors).cases
-    for case in sorted(stored.keys() | measured.keys()):
-        if case not in stored or case not in measured or stored[case].digest != measured[case].digest:
-            problems.append(f"floors.json does not know {case} as it is")
-            continue
-        for profile, by_tensor in measured[case].profiles.items():
-            u, before = PROFILES[profile].unit_roundoff, stored[case].profiles.get(profile, {})
-            for name, floor in by_tensor.items():
-                old = before.get(name, Floor(-1.0, -1.0))
-                for a, b in ((old.norm, floor.norm), (old.largest, floor.largest)):
-                    if max(a, b, u) > 4 * max(min(a, b), u):
-                        problems.append(
-                            f"floors.json: {case}, {profile}, {name}: {a:.2g}, measured now {b:.2g}"
-                        )
-    return problems
-
-
-def floors(vector: Vector, profile: Profile) -> Mapping[str, Floor]:
-    """The floors of a case's tensors: as measured beforehand if the case is unchanged, else measured now."""
-    stored = _stored(golden_directory(vector.directory)).get(vector.case.id)
-    if stored is not None and stored.digest == vector.digest and profile.name in stored.profiles:
-        return stored.profiles[profile.name]
-    return measure(ask_of(vector), profile)
-
-
-def floors_document(golden: Path | None = None) -> bytes:
-    """The contents of golden/floors.json: for every case and profile, the floors of the tensors it compares."""
-
-    def rounded(floor: Floor) -> Floor:
-        return Floor(float(f"{floor.norm:.3g}"), float(f"{floor.largest:.3g}"))
-
-    cases = {}
-    for vector in all_vectors(golden):
-        compared = {name for name, tensor in vector.case.tensors.items() if tensor.kind == "composite"}
-        by_profile = {}
-        for profile in PROFILES.values():
-            measured = measure(ask_of(vector), profile) if compared else {}
-            by_profile[profile.name] = {
-                name: rounded(measured[name]) for name in measured if name in compared
-            }
-        cases[vector.case.id] = _CaseFloors(vector.digest, by_profile)
-    return msgspec.json.format(msgspec.json.encode(_Floors(1, cases)), indent=1) + b"\n"

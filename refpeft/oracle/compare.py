@@ -5,10 +5,10 @@ Clauses JG-1 to JG-5; specs/judging.md says why.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from refpeft.checkpoint import TENSOR
 from refpeft.config import CONFIG_NAME
+from refpeft.files import read_json_object
 from refpeft.oracle import budget, questions
 from refpeft.oracle.budget import HIDDEN, Floor, Profile
-from refpeft.oracle.questions import PREFIX, Answer, Ask
+from refpeft.oracle.questions import Answer
+from refpeft.oracle.validity import Validity
 from refpeft.oracle.vectors import Tensor
 from refpeft.tensors import read_tensors
 
@@ -28,6 +30,10 @@ MASKED = -1e3
 −1e4 to its scores passes."""
 DECIDE_WHAT_COUNTS = ("inputs.attention_mask", "inputs.labels")
 """What says which positions count is itself compared at every position."""
+
+
+NARROW = {"float16": 11, "bfloat16": 8}
+"""Formats too narrow for every profile, and their significant bits."""
 
 
 class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -46,6 +52,10 @@ class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
     """To how many bits the tensor agrees: −log2 of the normwise error."""
     where: str = ""
     """The worst index, in words."""
+    values: str = ""
+    """The two numbers at the worst index."""
+    hint: str = ""
+    """What the kind of error looks like: a factor, a narrower format."""
     reason: str = ""
     """What is wrong, where it is not a size of error."""
     clause: str = ""
@@ -65,7 +75,7 @@ def compare(
 ) -> Difference:
     """One tensor of an answer against its expected value; clauses JG-1 to JG-5."""
     step = questions.step_of(name)
-    clause, source = (step.clause, step.source) if step else ("", "")
+    clause, source = questions.clause_of(name), step.source if step else ""
 
     def wrong(reason: str, where: str = "") -> Difference:
         return Difference(name, ok=False, reason=reason, where=where, clause=clause, source=source)
@@ -74,6 +84,7 @@ def compare(
         given = numpy.asarray(given)
         if given.dtype.kind not in "iubfV":  # V: bfloat16 and the like
             return wrong(f"is not an array of numbers: its dtype is {given.dtype}")
+        answered_in = str(given.dtype)
         given = given.astype(numpy.float64) if given.dtype.kind not in "iub" else given
     except (TypeError, ValueError) as error:
         return wrong(f"is not an array of numbers: {error}")
@@ -103,8 +114,31 @@ def compare(
     with numpy.errstate(over="ignore", invalid="ignore"):  # an answer may be as large as it likes
         found = _measured(name, tensor.kind, given, expected, compared, floor, profile)
         worst = _worst(given, expected, compared, relative=tensor.kind == "elementary")
-    where = "" if found.ok else valid.words(tensor.axes, worst)
-    return msgspec.structs.replace(found, where=where, clause=clause, source=source)
+        if found.ok:
+            return msgspec.structs.replace(found, clause=clause, source=source)
+        hint = _hint(found, given[compared], expected[compared], answered_in, profile)
+    values = f"{given[worst]:.6g}, HF {expected[worst]:.6g}" if found.measure != "exact" else ""
+    where = valid.words(tensor.axes, worst)
+    return msgspec.structs.replace(found, where=where, values=values, hint=hint, clause=clause, source=source)
+
+
+def _hint(
+    found: Difference, y: NDArray[Any], wanted: NDArray[Any], answered_in: str, profile: Profile
+) -> str:
+    """What a wrong answer looks like: stored too narrowly, a multiple of the right one, computed too narrowly."""
+    if answered_in in NARROW:
+        return f"the answer is {answered_in}, which holds no more than {NARROW[answered_in]} bits"
+    square = float((wanted * wanted).sum())
+    factor = float((y * wanted).sum()) / square if square else 1.0
+    if found.measure in ("normwise", "largest") and wanted.size and abs(factor - 1) > 1e-3 and factor:
+        norm, _ = budget.errors(y / factor, wanted)
+        if norm <= found.budget:
+            return f"the answer is {factor:.6g} times HF's: a mean for a sum, or the reverse?"
+    narrow = 20 < (found.bits or 0) < 27 if profile.unit_roundoff < 2.0**-40 else 7 < (found.bits or 0) < 13
+    if narrow and found.measure in ("normwise", "largest"):
+        like = "float32" if profile.unit_roundoff < 2.0**-40 else "TF32 or half-precision matrix products"
+        return f"it agrees to {found.bits:g} bits, as {like} would"
+    return ""
 
 
 def _measured(
@@ -138,14 +172,26 @@ def _measured(
         worst = float(distance.max(initial=0))
         allowed = budget.DRAWN_TOLERANCE
         return Difference(
-            name, worst <= allowed, _number(worst), allowed, "absolute", "torch's own spread (PT-4)", bits
+            name,
+            worst <= allowed,
+            _number(worst),
+            allowed,
+            "absolute",
+            f"{allowed:g}: torch's own spread (PT-4)",
+            bits,
         )
     if kind == "elementary":
         ulps = distance / numpy.maximum(2 * profile.unit_roundoff * numpy.abs(wanted), 1e-300)
         worst = float(ulps.max(initial=0))
         allowed = budget.ELEMENTARY_ULPS
         return Difference(
-            name, worst <= allowed, _number(worst), allowed, "elementwise", "units in the last place", bits
+            name,
+            worst <= allowed,
+            _number(worst),
+            allowed,
+            "elementwise",
+            f"{allowed:g} units in the last place",
+            bits,
         )
     allowed_here = budget.budget_of(name, floor, profile)
     if norm / allowed_here.norm >= largest / allowed_here.largest:
@@ -186,14 +232,16 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def missing(name: str, answer: Answer) -> Difference:
     """A required tensor that the answer lacks."""
-    step = questions.step_of(name)
-    there = ", ".join(sorted(answer.tensors)[:5]) or "no tensors"
-    return Difference(
-        name,
-        ok=False,
-        reason=f"is missing from the answer, which has {there}{' …' if len(answer.tensors) > 5 else ''}",
-        clause=step.clause if step else "",
+    strange = [there for there in answer.tensors if not questions.is_known(there)]
+    near = difflib.get_close_matches(name, strange or list(answer.tensors), 1, 0.5)
+    there = sorted(strange) or sorted(answer.tensors)
+    has = (
+        f"which has {', '.join(there[:5])}{' …' if len(there) > 5 else ''}"
+        if there
+        else "which has no tensors"
     )
+    reason = f"is missing from the answer, {has}" + (f"; is {near[0]} meant?" if near and strange else "")
+    return Difference(name, ok=False, reason=reason, clause=questions.clause_of(name))
 
 
 def compare_document(expected: Mapping[str, Any], given: Any) -> Difference:
@@ -246,8 +294,7 @@ def read_adapter(answer: Answer) -> tuple[Answer, list[Difference]]:
         return answer, [Difference("adapter", ok=False, reason=reason, clause="CK-2")]
     try:
         tensors = read_tensors(answer.adapter / "adapter_model.safetensors", "the adapter's weights")
-        text = (answer.adapter / CONFIG_NAME).read_text(encoding="utf-8")
-        document = {"config": json.loads(text)}
+        document = {"config": read_json_object(answer.adapter / CONFIG_NAME, "the adapter's configuration")}
     except (OSError, ValueError, RecursionError) as error:
         return answer, [Difference("adapter", ok=False, reason=f"cannot be read: {error}", clause="CK-2")]
     strange = sorted(set(tensors) - {TENSOR})
@@ -256,80 +303,3 @@ def read_adapter(answer: Answer) -> tuple[Answer, list[Difference]]:
         reason = f"adapter_model.safetensors has {', '.join(strange)}; HF peft writes one tensor, {TENSOR}"
         problems = [Difference("adapter", ok=False, reason=reason, clause="CK-1")]
     return Answer(tensors, document, answer.adapter), problems
-
-
-# ---------------------------------------------------------------- which elements count, and what an index means
-
-
-@dataclass(frozen=True)
-class Validity:
-    """Which positions hold real or virtual tokens: only those are compared (clause JG-1)."""
-
-    mask: NDArray[Any] | None
-    """(batch, tokens), True for tokens; None if the case has no mask."""
-    virtual: int
-    prompts: bool
-    """Whether virtual tokens are among the queries (prompt tuning)."""
-
-    @classmethod
-    def of(cls, ask: Ask) -> Validity:
-        """From the question's mask, configuration and method."""
-        mask = ask.inputs.get("attention_mask")
-        config = ask.config or {}
-        prompts = config.get("peft_type") == "PROMPT_TUNING" and ask.method != PREFIX
-        has_queries = ask.question != "mask"
-        usable = mask is not None and has_queries
-        return cls(
-            numpy.asarray(mask) != 0 if usable else None, int(config.get("num_virtual_tokens") or 0), prompts
-        )
-
-    def of_tensor(self, axes: Sequence[str], shape: tuple[int, ...]) -> NDArray[Any]:
-        """True where an element of a tensor with these axes counts."""
-        counted = numpy.ones(shape, dtype=bool)
-        if self.mask is None or "batch" not in axes:
-            return counted
-        rows = self.mask.shape[0]
-        ahead = numpy.ones((rows, self.virtual), dtype=bool)
-        extended = numpy.concatenate([ahead, self.mask], axis=1)
-        along = {"tokens": self.mask, "query": extended if self.prompts else self.mask}
-        if "query" not in axes:
-            along["key"] = extended  # key and value states; scores and weights keep their masked keys
-        for axis, valid in along.items():
-            if axis in axes and valid.shape == (shape[axes.index("batch")], shape[axes.index(axis)]):
-                view = [1] * len(shape)
-                view[axes.index("batch")], view[axes.index(axis)] = valid.shape
-                counted = counted & valid.reshape(view)
-        return counted
-
-    def words(self, axes: Sequence[str], index: tuple[int, ...]) -> str:
-        """An index, said in words: "row 1, token 3 (the first after the padding), vocab 17"."""
-        if len(axes) != len(index):
-            return f"index {_shape(index)}" if index else ""
-        row = index[axes.index("batch")] if "batch" in axes else None
-        said = []
-        for axis, i in zip(axes, index, strict=True):
-            if axis in ("tokens", "query", "key"):
-                said.append(self._position(axis, i, row))
-            else:
-                name = {
-                    "batch": "row",
-                    "head_dim": "dimension",
-                    "virtual": "virtual token",
-                    "kv_heads": "head",
-                    "heads": "head",
-                }
-                said.append(f"{name.get(axis, axis)} {i}")
-        return ", ".join(said)
-
-    def _position(self, axis: str, i: int, row: int | None) -> str:
-        ahead = self.virtual if axis == "key" or (axis == "query" and self.prompts) else 0
-        start = "key: " if axis == "key" else ""
-        if i < ahead:
-            return f"{start}virtual token {i}"
-        token = i - ahead
-        if self.mask is not None and row is not None and token < self.mask.shape[1]:
-            if not self.mask[row, token]:
-                return f"{start}token {token} (padding)"
-            if token > 0 and not self.mask[row, token - 1]:
-                return f"{start}token {token} (the first after the padding)"
-        return f"{start}token {token}{' (the first)' if token == 0 else ''}"

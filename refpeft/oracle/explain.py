@@ -105,7 +105,9 @@ def explain(topic: str) -> str:
 
 def _question(name: str) -> str:
     question = questions.QUESTIONS[name]
-    needed = ", ".join(question.required) or "a document"
+    needed = (
+        ", ".join(name.replace("\\", "").replace(".*", "*") for name in question.required) or "a document"
+    )
     return (
         f"question {name}: {question.title}\n"
         f"level {question.level}; methods {', '.join(question.methods)}; required: {needed}\n\n"

@@ -18,13 +18,20 @@ from refpeft import __version__
 from refpeft.errors import CheckpointError
 from refpeft.oracle import budget, questions
 from refpeft.oracle.budget import Floor, Profile
-from refpeft.oracle.compare import Difference, Validity, compare, compare_document, missing, read_adapter
-from refpeft.oracle.protocol import Implementation, RunCommand, StartAnswer
+from refpeft.oracle.cases import ask_of, can_answer, stages_of
+from refpeft.oracle.compare import Difference, compare, compare_document, missing, read_adapter
+from refpeft.oracle.floors import floors
+from refpeft.oracle.protocol import Implementation, RunCommand
 from refpeft.oracle.questions import QUESTIONS, Answer, Ask
 from refpeft.oracle.reply import Port, Reply
+from refpeft.oracle.validity import Validity
 from refpeft.oracle.vectors import DIALECT, Tensor, Vector
 
 Verdict = Literal["CONFORMS", "NONCONFORMING", "SKIPPED", "ERRORED", "CRASHED", "TIMEOUT"]
+
+
+PATIENCE = 3
+"""After so many time-outs in a row a port is taken to hang always."""
 
 
 class CaseResult(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -81,12 +88,6 @@ class Selection:
     partial: bool = False
 
 
-def can_answer(abilities: StartAnswer, vector: Vector) -> bool:
-    """Whether the port says that it can do what a case asks."""
-    case = vector.case
-    return case.question in abilities.questions and case.method in {*abilities.methods, questions.COMMON}
-
-
 def judge(
     port: Port, selection: Selection, work: Path, failures: Path | None, *, fail_fast: bool = False
 ) -> Iterator[CaseResult]:
@@ -98,8 +99,10 @@ def judge(
         work: An empty directory for the port's answers.
         failures: Where to write a directory for each failure, or None.
         fail_fast: Stop at the first verdict that is not CONFORMS or SKIPPED.
+
+    After `PATIENCE` time-outs in a row nothing more is asked.
     """
-    seq = 0
+    seq, silent = 0, 0
     for vector in selection.vectors:
         for profile in selection.profiles:
             if not can_answer(port.abilities, vector):
@@ -107,7 +110,8 @@ def judge(
             seq += 1
             result = judge_one(port, vector, profile, work / str(seq), seq, failures)
             yield result
-            if fail_fast and result.verdict not in ("CONFORMS", "SKIPPED"):
+            silent = silent + 1 if result.verdict == "TIMEOUT" else 0
+            if silent == PATIENCE or (fail_fast and result.verdict not in ("CONFORMS", "SKIPPED")):
                 return
 
 
@@ -117,7 +121,7 @@ def judge_one(
     """Ask one question and judge the answer."""
     case = vector.case
     started = time.perf_counter()
-    ask = budget.ask_of(vector)
+    ask = ask_of(vector)
     request = request_for(vector, ask, profile, output, seq)
     output.mkdir(parents=True)
     reply = port.ask(ask, request)
@@ -162,7 +166,7 @@ def request_for(vector: Vector, ask: Ask, profile: Profile, output: Path, seq: i
         arguments=dict(ask.arguments),
         inputs=str(inputs.resolve()) if inputs.is_file() else None,
         adapter=str(ask.adapter.resolve()) if ask.adapter else None,
-        stages=list(vector.case.tensors),
+        stages=stages_of(vector),
         output=str(output.resolve()),
     )
 
@@ -184,11 +188,11 @@ def compare_answer(
         differences += problems
     if case.document is not None:
         differences.append(compare_document(case.document, answer.document))
-    floors = budget.floors(vector, profile)
+    known = floors(vector, profile)
     valid = Validity.of(ask)
     for name, tensor in case.tensors.items():
         if name in answer.tensors:
-            floor = floors.get(name, Floor(0.0, 0.0))
+            floor = known.get(name, Floor(0.0, 0.0))
             differences.append(
                 compare(name, tensor, answer.tensors[name], vector.expected[name], floor, profile, valid)
             )
@@ -236,6 +240,7 @@ def summarise(port: Port, selection: Selection, cases: Sequence[CaseResult]) -> 
     not_asked = [v.case.id for v in selection.vectors if not can_answer(port.abilities, v)]
     failed = any(c.verdict not in ("CONFORMS", "SKIPPED") for c in cases)
     decided = counts.get("CONFORMS", 0)
+    planned = sum(can_answer(port.abilities, v) for v in selection.vectors) * len(selection.profiles)
     exact = [c for c in cases if c.profile == "float64" and c.verdict != "SKIPPED"]
     return Results(
         refpeft=__version__,
@@ -248,7 +253,7 @@ def summarise(port: Port, selection: Selection, cases: Sequence[CaseResult]) -> 
             asked=len(cases),
             counts=counts,
             not_asked=len(not_asked),
-            partial=selection.partial,
+            partial=selection.partial or len(cases) < planned,
         ),
         cases=list(cases),
         not_asked=not_asked,

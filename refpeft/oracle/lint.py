@@ -18,7 +18,7 @@ import numpy
 from numpy.typing import NDArray
 
 from refpeft.errors import RefpeftError
-from refpeft.oracle.budget import ask_of
+from refpeft.oracle.cases import ask_of
 from refpeft.oracle.questions import LEVELS, PARAMETERS, QUESTIONS, answer, is_required, step_of
 from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, VectorError, read_vector
 from refpeft.tensors import read_tensors

@@ -293,3 +293,25 @@ def step_of(stage: str) -> Step | None:
         if entry.stage and re.fullmatch(pattern, stage):
             return entry
     return None
+
+
+_CLAUSES = (
+    (r"draws\..*", "PT-4"),
+    (r"parameters\..*transform.*", "PX-6"),
+    (r"parameters\..*", "PT-4"),
+    (r"gradients\..*transform.*", "PX-2"),
+    (r"gradients\..*", "PT-2"),
+    (r"prompt_embeddings", "CK-1"),
+)
+"""The clauses of tensors that are no stage."""
+
+
+def clause_of(tensor: str) -> str:
+    """The label of the clause that a tensor is about, or nothing."""
+    step = step_of(tensor)
+    return step.clause if step else next((c for pattern, c in _CLAUSES if re.fullmatch(pattern, tensor)), "")
+
+
+def is_known(tensor: str) -> bool:
+    """Whether the name is one that an answer can have."""
+    return bool(clause_of(tensor))

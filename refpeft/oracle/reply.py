@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import msgspec
+
 from refpeft.errors import RefpeftError
-from refpeft.oracle.protocol import RunAnswer, RunCommand, StartAnswer
-from refpeft.oracle.questions import Answer, Ask
+from refpeft.oracle.protocol import VERSION, RunAnswer, RunCommand, StartAnswer, StrictStartAnswer
+from refpeft.oracle.questions import METHODS, QUESTIONS, Answer, Ask
 from refpeft.tensors import read_tensors
 
 Status = Literal["ANSWERED", "SKIPPED", "ERRORED", "CRASHED", "TIMEOUT"]
@@ -28,6 +30,15 @@ class Reply:
     """For people: why there is no answer."""
     detail: str = ""
     """A traceback, the last lines of standard error, an address."""
+
+    def __post_init__(self) -> None:
+        for name in ("message", "detail"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+
+
+def printable(text: str) -> str:
+    """A port's words without what would steer a terminal: control characters become `?`."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "?" for c in text)
 
 
 @runtime_checkable
@@ -74,3 +85,33 @@ def _inside(directory: Path, name: str) -> Path:
             "`output`, such as 'answer.safetensors'"
         )
     return path
+
+
+def read_abilities(line: bytes, program: str, *, strict: bool = False) -> StartAnswer:
+    """A port's answer to `start`, checked.
+
+    Raises:
+        PortError: it is not one, or speaks another version.
+    """
+    try:
+        abilities = msgspec.json.decode(line, type=StrictStartAnswer if strict else StartAnswer)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        shown = line.decode("utf-8", "replace").strip()[:200]
+        raise PortError(
+            f"`{program}` answered `start` with {shown!r}, which is not what PP-2 says: {error}."
+        ) from error
+    if abilities.version != VERSION:
+        raise PortError(
+            f"`{program}` speaks version {abilities.version} of the protocol; this refpeft speaks {VERSION}."
+        )
+    unknown = sorted(set(abilities.questions) - set(QUESTIONS)) + sorted(
+        set(abilities.methods) - set(METHODS)
+    )
+    if unknown:
+        raise PortError(
+            f"`{program}` says it can do {', '.join(unknown)}, which do not exist. Questions: {', '.join(QUESTIONS)}; "
+            f"methods: {', '.join(METHODS)}."
+        )
+    said = abilities.implementation
+    plain = {name: printable(getattr(said, name)) for name in ("name", "language", "version")}
+    return msgspec.structs.replace(abilities, implementation=msgspec.structs.replace(said, **plain))

@@ -73,9 +73,10 @@ def write_failure(
             if target.exists():
                 shutil.rmtree(target)
             building.rename(target)
-    except OSError as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # shutil's own Error is an OSError
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise CheckpointError(
-            f"Can't write what reproduces a failure to '{failures}': {error.strerror or error}. Choose another place with "
+            f"Can't write what reproduces a failure to '{failures}': {why}. Choose another place with "
             "--failures DIRECTORY."
         ) from error
     return target
@@ -102,8 +103,7 @@ def _fill(
         stored = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         write_tensors(building / "answer.safetensors", stored)
     if reply.answer.document is not None:
-        text = json.dumps(reply.answer.document, indent=1, ensure_ascii=False)
-        (building / "answer.json").write_text(text + "\n", encoding="utf-8")
+        (building / "answer.json").write_bytes(msgspec.json.encode(reply.answer.document) + b"\n")
     if reply.answer.adapter is not None and reply.answer.adapter.is_dir():
         shutil.copytree(reply.answer.adapter, building / "adapter", symlinks=True)
     (building / "compare.py").write_text(_COMPARE.format(case=case.id), encoding="utf-8")
@@ -125,7 +125,10 @@ def _why(result: CaseResult) -> str:
         return f"{result.message}\n{result.detail}".strip()
     if first.reason:
         return f"First difference: {first.name} {first.reason}. {first.where}".strip()
-    return f"First difference: {first.name}, error {first.error} ({first.measure}), budget {first.derivation}. {first.where}"
+    error = first.error if isinstance(first.error, str) else f"{first.error:.3g}"
+    lines = [f"First difference: {first.name}, error {error} ({first.measure}), budget {first.derivation}."]
+    lines += [f"Worst at {first.where}: {first.values}."] if first.values else []
+    return "\n".join([*lines, *filter(None, [first.hint])])
 
 
 def _storable(tensor: Any) -> Any:

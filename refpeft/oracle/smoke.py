@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy
 
-from refpeft.oracle import budget
-from refpeft.oracle.judge import can_answer, request_for
+from refpeft.checkpoint import WEIGHTS_FILE
+from refpeft.config import CONFIG_NAME
+from refpeft.oracle import budget, questions
+from refpeft.oracle.cases import ask_of, can_answer, in_order
+from refpeft.oracle.judge import request_for
 from refpeft.oracle.questions import is_required
 from refpeft.oracle.reply import Port, Reply
 from refpeft.oracle.vectors import Vector, all_vectors
@@ -35,12 +38,12 @@ def smoke(port: Port, work: Path) -> Iterator[Line]:
     )
     profiles = [budget.PROFILES[name] for name in abilities.profiles]
     seen: set[tuple[str, str]] = set()
-    for vector in all_vectors():
+    for vector in in_order(all_vectors()):
         kind = (vector.case.question, vector.case.method)
         if kind in seen or not can_answer(abilities, vector) or not profiles:
             continue
         seen.add(kind)
-        ask = budget.ask_of(vector)
+        ask = ask_of(vector)
         output = work / str(len(seen))
         output.mkdir()
         reply = port.ask(ask, request_for(vector, ask, profiles[0], output, len(seen)))
@@ -59,8 +62,14 @@ def _judged(vector: Vector, reply: Reply) -> Line:
         good = isinstance(reply.answer.document, dict)
         return Line(good, f"{start}{'a document' if good else 'no document in the answer'}")
     if case.question == "checkpoint.save":
-        good = reply.answer.adapter is not None or bool(reply.answer.tensors)
-        return Line(good, f"{start}{'an adapter' if good else 'no adapter in the answer'}")
+        directory = reply.answer.adapter
+        if directory is None:
+            return Line(False, f"{start}no adapter in the answer")
+        lacking = [name for name in (CONFIG_NAME, WEIGHTS_FILE) if not (directory / name).is_file()]
+        return Line(
+            not lacking,
+            f"{start}{'no ' + ' and no '.join(lacking) + ' in the adapter' if lacking else 'an adapter'}",
+        )
     for name in case.tensors:
         if name not in reply.answer.tensors:
             if is_required(case.question, name):
@@ -72,4 +81,7 @@ def _judged(vector: Vector, reply: Reply) -> Line:
             return Line(False, f"{start}{name} is not an array: {error}")
         if shape != wanted:
             return Line(False, f"{start}{name} has shape {shape}; it must be {wanted}")
-    return Line(True, f"{start}{len(reply.answer.tensors)} tensors")
+    strange = sorted(name for name in reply.answer.tensors if not questions.is_known(name))
+    unknown = f", of which refpeft does not know {', '.join(strange[:5])}" if strange else ""
+    count = len(reply.answer.tensors)
+    return Line(True, f"{start}{count} tensor{'' if count == 1 else 's'}{unknown}")

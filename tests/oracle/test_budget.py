@@ -8,14 +8,11 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy
 import pytest
 
@@ -29,17 +26,16 @@ from refpeft.oracle.budget import (
     Floor,
     _moved,
     _Reversed,
-    _stored,
-    ask_of,
     budget_of,
     errors,
-    floors,
     in_profile,
     measure,
 )
+from refpeft.oracle.cases import ask_of
 from refpeft.oracle.compare import Validity
+from refpeft.oracle.floors import _stored, floors
 from refpeft.oracle.questions import Arithmetic, step_of
-from refpeft.oracle.vectors import Vector, all_vectors, golden_directory, read_vector
+from refpeft.oracle.vectors import Vector, all_vectors, golden_directory
 from refpeft.steps import definition, replaced
 
 FLOAT32, FLOAT64, WITH_ISLANDS = PROFILES["float32"], PROFILES["float64"], PROFILES["float64-islands"]
@@ -400,16 +396,6 @@ def test_a_mild_mistake_is_above_its_budget() -> None:
 # ---------------------------------------------------------------- floors.json
 
 
-def test_every_case_has_its_floors() -> None:
-    stored = _stored(golden_directory())
-    assert set(stored) == {v.case.id for v in VECTORS}
-    for vector in VECTORS:
-        entry = stored[vector.case.id]
-        assert entry.digest == vector.digest, f"{vector.case.id}: golden/floors.json is stale"
-        computed = {name for name, tensor in vector.case.tensors.items() if tensor.kind == "composite"}
-        assert {name: set(kept) for name, kept in entry.profiles.items()} == dict.fromkeys(PROFILES, computed)
-
-
 def worst_change(profile: budget.Profile) -> tuple[float, str, str]:
     """By what factor a stored floor and a measured one differ, at most. Below the unit roundoff it does not matter.
 
@@ -431,74 +417,3 @@ def test_stored_floors_are_what_is_measured() -> None:
     assert set(found) == set(PROFILES)
     for profile, worst in found.items():
         assert worst[0] < 4, (profile, worst)
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Vector:
-    """A golden directory with one case and its floors, which say that everything is off by 0.5."""
-    golden = tmp_path / "golden"
-    case = STAGES.case
-    shutil.copytree(STAGES.directory, golden / "vectors" / case.id)
-    assert STAGES.model_directory is not None
-    shutil.copytree(STAGES.model_directory, golden / "models" / str(case.model))
-    (golden / "manifest.json").write_text("{}", encoding="utf-8")
-    vector = read_vector(golden / "vectors" / case.id)
-    document = {"format": 1, "cases": {case.id: {"digest": vector.digest, "profiles": {"float32": {"logits": {"norm": 0.5, "largest": 0.5}}}}}}  # fmt: skip
-    (golden / "floors.json").write_bytes(msgspec.json.encode(document))
-    return vector
-
-
-@pytest.mark.usefixtures("quick")
-def test_stored_floors_are_used_while_the_case_is_unchanged(copy: Vector) -> None:
-    assert floors(copy, FLOAT32) == {"logits": Floor(0.5, 0.5)}
-    assert floors(copy, FLOAT64)["logits"].norm < 1e-14, "a profile that is not stored is measured"
-
-
-@pytest.mark.usefixtures("quick")
-def test_stale_missing_or_broken_floors_are_measured_anew(copy: Vector) -> None:
-    path = copy.directory / "case.json"
-    path.write_bytes(path.read_bytes() + b"\n")
-    stale = read_vector(copy.directory)
-    assert stale.digest != copy.digest
-    assert 0 < floors(stale, FLOAT32)["logits"].norm < 1e-5
-    file = golden_directory(copy.directory) / "floors.json"
-    for contents in (b"{", b'{"format": 1}'):
-        file.write_bytes(contents)
-        _stored.cache_clear()
-        assert 0 < floors(copy, FLOAT32)["logits"].norm < 1e-5
-    file.unlink()
-    _stored.cache_clear()
-    assert 0 < floors(copy, FLOAT32)["logits"].norm < 1e-5
-    _stored.cache_clear()
-
-
-@pytest.mark.usefixtures("quick")
-def test_the_document_of_floors(copy: Vector) -> None:
-    golden = golden_directory(copy.directory)
-    document = budget.floors_document(golden)
-    (golden / "floors.json").write_bytes(document)
-    _stored.cache_clear()
-    computed = {name for name, tensor in copy.case.tensors.items() if tensor.kind == "composite"}
-    for profile in PROFILES.values():
-        kept, measured = floors(copy, profile), measure(ask_of(copy), profile)
-        assert set(kept) == computed
-        for name, floor in kept.items():
-            assert floor.norm == float(f"{measured[name].norm:.3g}")
-            assert floor.largest == float(f"{measured[name].largest:.3g}")
-    assert document.endswith(b"}\n")
-    _stored.cache_clear()
-
-
-def test_a_tokenizer_is_found_beside_the_vectors() -> None:
-    vector = next(v for v in VECTORS if "tokenizer" in v.case.arguments)
-    assert not Path(vector.case.arguments["tokenizer"]).is_absolute()
-    assert ask_of(vector).arguments["tokenizer"] == str(
-        golden_directory() / vector.case.arguments["tokenizer"]
-    )
-    assert vector.case.arguments["tokenizer"].startswith("models/"), "the case itself is unchanged"
-
-
-if __name__ == "__main__":
-    measured_by = {"honest": (worst_ratio, (FLOAT32, FLOAT64)), "floors": (worst_change, PROFILES.values())}
-    function, profiles = measured_by[sys.argv[1]]
-    print(json.dumps({profile.name: function(profile) for profile in profiles}))

@@ -17,7 +17,9 @@ import pytest
 
 from refpeft import arrays as np
 from refpeft.oracle import budget
-from refpeft.oracle.budget import PROFILES, ask_of
+from refpeft.oracle.budget import PROFILES
+from refpeft.oracle.cases import ask_of
+from refpeft.oracle.floors import floors
 from refpeft.oracle.questions import Arithmetic, answer, is_required
 from refpeft.oracle.vectors import Vector, all_vectors
 from refpeft.steps import definition, replaced
@@ -115,7 +117,7 @@ MISTAKEN: dict[str, Steps] = {
 
 def spent(vector: Vector, steps: Steps, dtype: str, backwards: bool = False) -> float:
     """The largest error of a required tensor, in budgets, of the specification with some steps replaced."""
-    profile, floors = PROFILES[dtype], budget.floors(vector, PROFILES[dtype])
+    profile, known = PROFILES[dtype], floors(vector, PROFILES[dtype])
     arithmetic = Arithmetic(dtype)
     if backwards:
         budget._register()
@@ -123,7 +125,7 @@ def spent(vector: Vector, steps: Steps, dtype: str, backwards: bool = False) -> 
     with replaced(steps):
         given = answer(ask_of(vector), arithmetic).tensors
     worst = 0.0
-    for name, floor in floors.items():
+    for name, floor in known.items():
         if is_required(vector.case.question, name):
             allowed = budget.budget_of(name, floor, profile)
             norm, largest = budget.errors(numpy.asarray(given[name]), vector.expected[name])

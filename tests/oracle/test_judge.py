@@ -12,7 +12,8 @@ import pytest
 
 from refpeft import __version__
 from refpeft.oracle import questions
-from refpeft.oracle.budget import PROFILES, ask_of
+from refpeft.oracle.budget import PROFILES
+from refpeft.oracle.cases import ask_of
 from refpeft.oracle.compare import Difference
 from refpeft.oracle.judge import (
     CaseResult,

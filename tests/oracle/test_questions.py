@@ -12,7 +12,8 @@ from support import relative_error
 from refpeft import checkpoint
 from refpeft.errors import InputError
 from refpeft.oracle import questions
-from refpeft.oracle.budget import HIDDEN, ask_of
+from refpeft.oracle.budget import HIDDEN
+from refpeft.oracle.cases import ask_of
 from refpeft.oracle.questions import QUESTIONS, Answer, Arithmetic, Ask, answer, is_required, step_of
 from refpeft.oracle.vectors import Vector, all_vectors, golden_directory
 from refpeft.steps import STEPS
@@ -275,3 +276,18 @@ def test_float32_reaches_every_stage() -> None:
 
 def test_an_answer_is_empty_unless_told() -> None:
     assert (Answer().tensors, Answer().document, Answer().adapter) == ({}, None, None)
+
+
+def test_a_tokenizer_is_found_beside_the_vectors() -> None:
+    vector = next(v for v in VECTORS if "tokenizer" in v.case.arguments)
+    assert not Path(vector.case.arguments["tokenizer"]).is_absolute()
+    assert ask_of(vector).arguments["tokenizer"] == str(
+        golden_directory() / vector.case.arguments["tokenizer"]
+    )
+    assert vector.case.arguments["tokenizer"].startswith("models/"), "the case itself is unchanged"
+
+
+if __name__ == "__main__":
+    measured_by = {"honest": (worst_ratio, (FLOAT32, FLOAT64)), "floors": (worst_change, PROFILES.values())}
+    function, profiles = measured_by[sys.argv[1]]
+    print(json.dumps({profile.name: function(profile) for profile in profiles}))

@@ -17,7 +17,8 @@ from oracle.fake_ports import KeysForValues
 
 from refpeft import cli
 from refpeft.errors import CheckpointError
-from refpeft.oracle.budget import PROFILES, ask_of
+from refpeft.oracle.budget import PROFILES
+from refpeft.oracle.cases import ask_of
 from refpeft.oracle.compare import Difference
 from refpeft.oracle.judge import CaseResult, judge_one, request_for
 from refpeft.oracle.port import ObjectPort, ReferencePort

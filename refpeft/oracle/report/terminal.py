@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,6 +17,11 @@ from refpeft.oracle.questions import LEVELS
 
 BLOCKS = 6
 """How many kinds of failure are shown in full; the rest are counted."""
+PROTOCOL = {"TIMEOUT": "PP-1", "ERRORED": "PP-3", "CRASHED": "PP-6"}
+"""Where to read on when there was no answer."""
+ENDS = ("logits", "loss")
+"""What every port answers: when it differs first, that says little about where."""
+UNWRITTEN = "Can't write what reproduces a failure"
 _STYLE = {
     "CONFORMS": "bold green",
     "NONCONFORMING": "bold red",
@@ -77,13 +83,20 @@ def _grouped(failed: Sequence[CaseResult]) -> list[list[CaseResult]]:
     """Failures that begin alike, together: by verdict and first difference, a layer's number aside."""
     groups: dict[tuple[str, str, str], list[CaseResult]] = {}
     for case in failed:
-        first = "".join("#" if c.isdigit() else c for c in case.first.name) if case.first else case.message
+        first = _alike(case.first.name if case.first else case.message)
         groups.setdefault((case.verdict, first, case.method), []).append(case)
     return list(groups.values())
 
 
+def _alike(text: str) -> str:
+    """What messages have in common that differ only in numbers and temporary paths."""
+    return re.sub(r"\d+", "#", re.sub(r"\S*refpeft-\S*", "…", text))
+
+
 def _block(group: Sequence[CaseResult]) -> Text:
-    case = group[0]
+    case = min(
+        group, key=lambda c: c.first is not None and not c.first.golden
+    )  # the first is the simplest question
     lines = Text("\n")
     lines.append(f"✗ {case.case.split('/', 1)[1]}", "bold red")
     lines.append(f"  {case.profile}  {case.verdict}\n")
@@ -101,7 +114,9 @@ def _block(group: Sequence[CaseResult]) -> Text:
         if first.measure not in ("", "exact"):
             lines.append(f"    error {_short(first.error)} {first.measure}, budget {first.derivation}\n")
         if first.where:
-            lines.append(f"    worst at {first.where}\n")
+            lines.append(f"    worst at {first.where}{': ' + first.values if first.values else ''}\n")
+        if first.hint:
+            lines.append(f"    {first.hint}\n", "bold")
         lines.append(_before(case))
         if not first.golden:
             lines.append(
@@ -110,9 +125,10 @@ def _block(group: Sequence[CaseResult]) -> Text:
         if first.source:
             lines.append(f"    HF: {first.source}\n", "dim")
     if len(group) > 1:
-        others = ", ".join(f"{c.case.split('/', 1)[1]} ({c.profile})" for c in group[1:4])
+        rest = [c for c in group if c is not case]
+        others = ", ".join(f"{c.case.split('/', 1)[1]} ({c.profile})" for c in rest[:3])
         lines.append(f"  and {len(group) - 1} more that begin so: {others}{' …' if len(group) > 4 else ''}\n")
-    topic = first.clause if first and first.clause else case.case
+    topic = (first.clause if first else PROTOCOL.get(case.verdict)) or case.case
     lines.append(f"  → refpeft explain {topic}\n", "cyan")
     if case.reproduce:
         lines.append(f"  → {case.reproduce}\n", "cyan")
@@ -128,7 +144,11 @@ def _before(case: CaseResult) -> str:
             break
         before.append(difference)
     if not before:
-        return ""
+        staged = case.question in ("forward", "gradients", "checkpoint.load", "inputs")
+        advice = (
+            "    no earlier stage was answered: answer some (refpeft explain PP-3) to see where it begins\n"
+        )
+        return advice if staged and case.first.name in ENDS else ""
     bits = [d.bits for d in before if d.bits is not None]
     agreement = f"to {min(bits):g} bits or better" if bits else "exactly"
     tensors = f"{len(before)} tensors agree" if len(before) > 1 else "1 tensor agrees"
@@ -136,11 +156,16 @@ def _before(case: CaseResult) -> str:
 
 
 def _skipped(cases: Sequence[CaseResult]) -> list[RenderableType]:
-    reasons: dict[str, int] = {}
+    reasons: dict[str, list[str]] = {}
     for case in cases:
         if case.verdict == "SKIPPED":
-            reasons[case.message] = reasons.get(case.message, 0) + 1
-    return [Text(f"skipped {count}: {reason}", "yellow") for reason, count in reasons.items()]
+            reasons.setdefault(_alike(case.message), []).append(case.message)
+    lines: list[RenderableType] = [
+        Text(f"skipped {len(messages)}: {messages[0]}", "yellow")
+        for messages in list(reasons.values())[:BLOCKS]
+    ]
+    unwritten = next((c.detail.splitlines()[-1] for c in cases if UNWRITTEN in c.detail), None)
+    return [*lines, Text(unwritten, "yellow")] if unwritten else lines
 
 
 def _verdict(results: Results) -> Text:

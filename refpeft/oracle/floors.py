@@ -1,0 +1,89 @@
+"""golden/floors.json: the floors of every golden case, measured beforehand and kept apart from HF's truth (clause VF-6).
+
+A case is known by the hash of its files; one that has changed is measured anew.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from refpeft.oracle.budget import PROFILES, Floor, Profile, measure
+from refpeft.oracle.cases import ask_of
+from refpeft.oracle.vectors import Vector, VectorError, all_vectors, golden_directory
+
+
+class _CaseFloors(msgspec.Struct):
+    digest: str
+    profiles: dict[str, dict[str, Floor]]
+
+
+class _Floors(msgspec.Struct):
+    format: int
+    cases: dict[str, _CaseFloors]
+
+
+@functools.lru_cache(maxsize=2)
+def _stored(golden: Path) -> Mapping[str, _CaseFloors]:
+    path = golden / "floors.json"
+    if not path.is_file():
+        return {}
+    try:
+        stored = msgspec.json.decode(path.read_bytes(), type=_Floors)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise VectorError(
+            f"'{path}' is damaged: {error}. Reinstall refpeft, or make it anew with the vectors."
+        ) from error
+    if stored.format != 1:
+        raise VectorError(f"'{path}' has format {stored.format}; this refpeft reads format 1.")
+    return stored.cases
+
+
+def stale_floors(golden: Path) -> list[str]:
+    """How the stored floors differ from those that would be measured now, in words; a factor of four is no difference."""
+    stored, problems = _stored(golden), []
+    measured = msgspec.json.decode(floors_document(golden), type=_Floors).cases
+    for case in sorted(stored.keys() | measured.keys()):
+        if case not in stored or case not in measured or stored[case].digest != measured[case].digest:
+            problems.append(f"floors.json does not know {case} as it is")
+            continue
+        for profile, by_tensor in measured[case].profiles.items():
+            u, before = PROFILES[profile].unit_roundoff, stored[case].profiles.get(profile, {})
+            for name, floor in by_tensor.items():
+                old = before.get(name, Floor(-1.0, -1.0))
+                for a, b in ((old.norm, floor.norm), (old.largest, floor.largest)):
+                    if max(a, b, u) > 4 * max(min(a, b), u):
+                        problems.append(
+                            f"floors.json: {case}, {profile}, {name}: {a:.2g}, measured now {b:.2g}"
+                        )
+    return problems
+
+
+def floors(vector: Vector, profile: Profile) -> Mapping[str, Floor]:
+    """The floors of a case's tensors: as measured beforehand if the case is unchanged, else measured now."""
+    stored = _stored(golden_directory(vector.directory)).get(vector.case.id)
+    if stored is not None and stored.digest == vector.digest and profile.name in stored.profiles:
+        return stored.profiles[profile.name]
+    return measure(ask_of(vector), profile)
+
+
+def floors_document(golden: Path | None = None) -> bytes:
+    """The contents of golden/floors.json: for every case and profile, the floors of the tensors it compares."""
+
+    def rounded(floor: Floor) -> Floor:
+        return Floor(float(f"{floor.norm:.3g}"), float(f"{floor.largest:.3g}"))
+
+    cases = {}
+    for vector in all_vectors(golden):
+        compared = {name for name, tensor in vector.case.tensors.items() if tensor.kind == "composite"}
+        by_profile = {}
+        for profile in PROFILES.values():
+            measured = measure(ask_of(vector), profile) if compared else {}
+            by_profile[profile.name] = {
+                name: rounded(measured[name]) for name in measured if name in compared
+            }
+        cases[vector.case.id] = _CaseFloors(vector.digest, by_profile)
+    return msgspec.json.format(msgspec.json.encode(_Floors(1, cases)), indent=1) + b"\n"

@@ -1,0 +1,50 @@
+"""Which cases failed last time: kept below the working directory, for `--last-failed`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+from refpeft.files import write_atomically
+from refpeft.oracle.judge import Results
+
+FILE = "last-failed.json"
+
+
+def failed_before(state: Path) -> list[str]:
+    """The ids of the cases that failed last.
+
+    Raises:
+        LookupError: nothing is known, or nothing failed.
+    """
+    path = state / FILE
+    try:
+        failed = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise LookupError(f"There is no record of a last run here ({path}).") from None
+    if not failed:
+        raise LookupError("Nothing failed in the last run here.")
+    return [str(case) for case in failed]
+
+
+def remember(state: Path, results: Results) -> str:
+    """Keep what failed, and after a partial run also what failed before and was not asked now.
+
+    Returns:
+        A note for people if it cannot be kept; else nothing.
+    """
+    path = state / FILE
+    asked = {case.case for case in results.cases}
+    failing = {case.case for case in results.cases if case.verdict not in ("CONFORMS", "SKIPPED")}
+    if results.summary.partial:
+        with contextlib.suppress(OSError, ValueError):
+            failing |= set(map(str, json.loads(path.read_text(encoding="utf-8")))) - asked
+    if not failing and not path.exists():
+        return ""
+    try:
+        state.mkdir(exist_ok=True)
+        write_atomically(path, json.dumps(sorted(failing), indent=1).encode())
+    except OSError as error:
+        return f"Note: can't remember what failed ({error.strerror or error})."
+    return ""

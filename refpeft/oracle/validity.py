@@ -1,0 +1,96 @@
+"""Which elements of a tensor count, and what an index means in words (clause JG-1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from refpeft.ops import IGNORE_INDEX
+from refpeft.oracle.questions import PREFIX, Ask
+
+
+@dataclass(frozen=True)
+class Validity:
+    """Which positions are compared: tokens, virtual tokens, and padding that predicts a label (clause JG-1)."""
+
+    mask: NDArray[Any] | None
+    """(batch, tokens), True for tokens; None if the case has no mask."""
+    virtual: int
+    prompts: bool
+    """Whether virtual tokens are among the queries (prompt tuning)."""
+    predicting: NDArray[Any] | None = None
+    """(batch, tokens), True where the next token's label counts: behind left padding, that is the last padding."""
+
+    @classmethod
+    def of(cls, ask: Ask) -> Validity:
+        """From the question's mask, configuration and method."""
+        mask = ask.inputs.get("attention_mask")
+        config = ask.config or {}
+        prompts = config.get("peft_type") == "PROMPT_TUNING" and ask.method != PREFIX
+        virtual = int(config.get("num_virtual_tokens") or 0)
+        if mask is None or ask.question == "mask":
+            return cls(None, virtual, prompts)
+        labels = ask.inputs.get("labels")
+        predicting = None
+        if labels is not None:
+            counted = numpy.asarray(labels) != IGNORE_INDEX
+            predicting = numpy.concatenate([counted[:, 1:], numpy.zeros_like(counted[:, :1])], axis=1)
+        return cls(numpy.asarray(mask) != 0, virtual, prompts, predicting)
+
+    def of_tensor(self, axes: Sequence[str], shape: tuple[int, ...]) -> NDArray[Any]:
+        """True where an element of a tensor with these axes counts."""
+        counted = numpy.ones(shape, dtype=bool)
+        if self.mask is None or "batch" not in axes:
+            return counted
+        rows = self.mask.shape[0]
+        ahead = numpy.ones((rows, self.virtual), dtype=bool)
+        computed = self.mask if self.predicting is None else self.mask | self.predicting
+        queries = numpy.concatenate([ahead, computed], axis=1) if self.prompts else computed
+        along = {"tokens": computed, "query": queries}
+        if "query" not in axes:
+            along["key"] = numpy.concatenate(
+                [ahead, self.mask], axis=1
+            )  # key and value states; scores and weights keep their masked keys
+        for axis, valid in along.items():
+            if axis in axes and valid.shape == (shape[axes.index("batch")], shape[axes.index(axis)]):
+                view = [1] * len(shape)
+                view[axes.index("batch")], view[axes.index(axis)] = valid.shape
+                counted = counted & valid.reshape(view)
+        return counted
+
+    def words(self, axes: Sequence[str], index: tuple[int, ...]) -> str:
+        """An index, said in words: "row 1, token 3 (the first after the padding), vocab 17"."""
+        if len(axes) != len(index):
+            return f"index {index}" if index else ""
+        row = index[axes.index("batch")] if "batch" in axes else None
+        said = []
+        for axis, i in zip(axes, index, strict=True):
+            if axis in ("tokens", "query", "key"):
+                said.append(self._position(axis, i, row))
+            else:
+                name = {
+                    "batch": "row",
+                    "head_dim": "dimension",
+                    "virtual": "virtual token",
+                    "kv_heads": "head",
+                    "heads": "head",
+                }
+                said.append(f"{name.get(axis, axis)} {i}")
+        return ", ".join(said)
+
+    def _position(self, axis: str, i: int, row: int | None) -> str:
+        ahead = self.virtual if axis == "key" or (axis == "query" and self.prompts) else 0
+        start = "key: " if axis == "key" else ""
+        if i < ahead:
+            return f"{start}virtual token {i}"
+        token = i - ahead
+        if self.mask is not None and row is not None and token < self.mask.shape[1]:
+            if not self.mask[row, token]:
+                return f"{start}token {token} (padding)"
+            if token > 0 and not self.mask[row, token - 1]:
+                return f"{start}token {token} (the first after the padding)"
+        return f"{start}token {token}{' (the first)' if token == 0 else ''}"
