@@ -33,8 +33,10 @@ from peft import (
     get_peft_model_state_dict,
 )
 from peft.utils.other import _prepare_prompt_learning_config
-from recipes import PREFIX, PROMPT, Recipe
+from recipes import Recipe
 from transformers import AutoConfig, AutoTokenizer, DynamicCache
+
+from refpeft.oracle.questions import PREFIX, PROMPT
 
 CONFIGS = {PROMPT: PromptTuningConfig, PREFIX: PrefixTuningConfig}
 EMBEDDING = "prompt_encoder.embedding.weight"

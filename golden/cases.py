@@ -13,9 +13,9 @@ import transformers
 from answers import EMBEDDING, Answer, answer
 from hf import float32_valued
 from numpy.typing import NDArray
-from recipes import PREFIX, PROMPT, Recipe
+from recipes import Recipe
 
-from refpeft.oracle.questions import is_required, step_of
+from refpeft.oracle.questions import PREFIX, PROMPT, is_required, step_of
 from refpeft.oracle.vectors import FORMAT, Case, Kind, Tensor
 
 Arrays = dict[str, NDArray[Any]]

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes import (
-    COMMON,
-    FOLDED,
-    MODEL_RECIPES,
-    PREFIX,
-    PROJECTED,
-    PROMPT,
-    SQUARE,
-    SQUARE_EVEN,
-    ZERO,
-    Recipe,
-    Text,
-)
+from recipes import FOLDED, MODEL_RECIPES, PROJECTED, SQUARE, SQUARE_EVEN, ZERO, Recipe, Text
+
+from refpeft.oracle.questions import COMMON, PREFIX, PROMPT
 
 
 def _draws(name: str, title: str, seed: int, *draws: dict[str, Any]) -> Recipe:

@@ -11,7 +11,9 @@ import torch
 from hf import Tensors, without_adapter
 from models import on_grid
 from peft import PeftModel
-from recipes import PROMPT, Recipe, Text
+from recipes import Recipe, Text
+
+from refpeft.oracle.questions import PROMPT
 
 PADDING = (0, 3, 1, 4, 2)
 """How many positions of each row are padding; a single row has 2."""

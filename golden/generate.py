@@ -35,6 +35,7 @@ from safetensors.numpy import load, save
 
 from refpeft.files import write_atomically
 from refpeft.oracle import budget, floors
+from refpeft.oracle.lint import lint
 from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, read_vector
 
 GOLDEN = Path(__file__).resolve().parent
@@ -120,7 +121,7 @@ def generate() -> str:
 
 def check() -> list[str]:
     """Make the values anew from the stored models; everything that differs from the stored vectors, in words."""
-    problems = check_manifest()
+    problems = lint(GOLDEN)
     stored = {path.parent.relative_to(GOLDEN / "vectors").as_posix() for path in GOLDEN.rglob("case.json")}
     expected = {recipe.id for recipe in RECIPES}
     problems += [f"{name} is stored, but no recipe makes it" for name in sorted(stored - expected)]
@@ -132,17 +133,6 @@ def check() -> list[str]:
                 made = make(replace(recipe, adapter=vector.adapter_directory))
                 problems += [f"{recipe.id}: {problem}" for problem in compare(made, vector)]
     return problems + floors.stale_floors(GOLDEN)
-
-
-def check_manifest() -> list[str]:
-    """Hashes that are wrong, files that are missing or stray."""
-    stored = json.loads((GOLDEN / MANIFEST).read_bytes())["files"]
-    actual = json.loads(manifest())["files"]
-    return [
-        f"{name}: {'stray' if name not in stored else 'missing' if name not in actual else 'changed'}"
-        for name in sorted(stored.keys() | actual.keys())
-        if stored.get(name) != actual.get(name)
-    ]
 
 
 def compare(made: Made, vector: Vector) -> list[str]:

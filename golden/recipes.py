@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-DIALECT = "peft-0.21.2"
+from refpeft.oracle.questions import PREFIX, PROMPT
+from refpeft.oracle.vectors import DIALECT
+
 SUITES = {"checkpoint.load": "checkpoint", "checkpoint.save": "checkpoint", "config.resolve": "config"}
 """The directory of a question's cases, where it is not the question's name."""
-PROMPT, PREFIX, COMMON = "prompt_tuning", "prefix_tuning", "common"
 
 
 @dataclass(frozen=True)
