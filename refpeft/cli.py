@@ -248,7 +248,8 @@ def _end_on_signals() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             number = getattr(signal, name)
-            signal.signal(number, lambda received, _: sys.exit(128 + received))
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+                signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 def _reach(command: Sequence[str], timeout: float | None, validate: bool) -> Port:

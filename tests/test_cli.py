@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,14 @@ from oracle.fake_ports import START, command
 
 from refpeft import __version__, cli
 from refpeft.oracle import budget, questions
+from refpeft.oracle.cases import in_order
 from refpeft.oracle.explain import clause_title, explain
 from refpeft.oracle.vectors import all_vectors, matches
 
-IDS = [vector.case.id for vector in all_vectors()]
-MUTANT, HONEST, LAZY = (f"oracle.fake_ports:{name}" for name in ("KeysForValues", "Honest", "Lazy"))
+IDS = [vector.case.id for vector in in_order(all_vectors())]
+MUTANT, HONEST, LAZY, NOISY, INTERRUPTED = (
+    f"oracle.fake_ports:{name}" for name in ("KeysForValues", "Honest", "Lazy", "Noisy", "Interrupted")
+)
 ODD = "peft-0.21.2/prefix_tuning/prefix_encode/odd-layers"
 
 
@@ -117,7 +123,10 @@ def test_a_port_that_only_crashes() -> None:
 def test_a_port_that_hangs() -> None:
     hanging = command(q1=[["hang"]])
     (case,) = checked("-k", "mask/full", "--timeout", "0.3", "--", *hanging, status=cli.UNREACHABLE)["cases"]
-    assert (case["verdict"], case["message"]) == ("TIMEOUT", "no answer within 0.3 s")
+    assert (case["verdict"], case["message"]) == (
+        "TIMEOUT",
+        "no answer within 0.3 s; does the port flush standard output after each line (PP-1)?",
+    )
 
 
 def test_a_port_that_conforms_and_crashes_does_not_conform(tmp_path: Path) -> None:
@@ -182,6 +191,76 @@ def test_damaged_vectors_are_no_verdict() -> None:
     )
 
 
+def test_a_question_that_does_not_exist_is_no_verdict() -> None:
+    shipped = next(v for v in all_vectors() if v.case.id.endswith("mask/full"))
+    case = Path("golden/vectors/x/case.json")
+    case.parent.mkdir(parents=True)
+    case.write_bytes((shipped.directory / "case.json").read_bytes().replace(b'"mask"', b'"maks"'))
+    assert refused("--golden", "golden") == (
+        f"'{case.parent}' asks 'maks'; this refpeft knows {', '.join(questions.QUESTIONS)}."
+    )
+
+
+def test_damaged_floors_are_no_verdict() -> None:
+    shipped = next(v for v in all_vectors() if v.case.id.endswith("mask/full"))
+    shutil.copytree(shipped.directory, f"golden/vectors/{shipped.case.id}")
+    Path("golden/manifest.json").write_text("{}")
+    floors = Path("golden/floors.json")
+    floors.write_text("{")
+    assert refused("--golden", "golden") == (
+        f"'{floors.resolve()}' is damaged: Input data was truncated. Reinstall refpeft, or make it anew with the vectors."
+    )
+
+
+def test_standard_output_is_json_whatever_a_port_prints() -> None:
+    result = run("check", "-k", "mask/full", NOISY)
+    assert json.loads(result.stdout)["summary"]["verdict"] == "CONFORMS"
+    assert result.stderr == "loading the model\nquestion 1\n"
+
+
+def test_an_interrupt_shows_what_there_is() -> None:
+    result = run("check", INTERRUPTED)
+    assert result.exit_code == cli.INTERRUPTED == 130
+    summary = json.loads(result.stdout)["summary"]
+    assert (summary["asked"], summary["partial"], summary["counts"]) == (2, True, {"SKIPPED": 2})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP] if os.name == "posix" else [])
+def test_a_signal_ends_the_port_too(tmp_path: Path, number: int) -> None:
+    """And leaves nothing behind."""
+    pids, asked, temporary = tmp_path / "pids", tmp_path / "asked", tmp_path / "temporary"
+    temporary.mkdir()
+    port = command([["note", str(pids)], ["say", START]], q1=[["note", str(asked)]])
+    path = os.pathsep.join(filter(None, sys.path))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refpeft", "check", "-k", "mask/full", "--", *port],
+        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+    )
+    while not asked.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    assert any(temporary.iterdir())
+    process.send_signal(number)
+    assert process.wait(30) == 128 + number
+    assert process.communicate()[0] == b""
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pids.read_text()), 0)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with nohup."""
+    installed: list[int] = []
+    handlers = {signal.SIGHUP: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
+    monkeypatch.setattr(signal, "getsignal", handlers.get)
+    monkeypatch.setattr(signal, "signal", lambda number, _: installed.append(number))
+    cli._end_on_signals()
+    assert installed == [signal.SIGTERM]
+
+
 # ---------------------------------------------------------------- selecting
 
 
@@ -244,6 +323,27 @@ def test_the_last_failures() -> None:
     assert refused("--last-failed") == "There is no record of a last run here (.refpeft/last-failed.json)."
 
 
+def test_what_was_not_asked_stays_failed() -> None:
+    checked("-k", "prefix_encode", MUTANT, status=cli.DIFFERS)
+    before = json.loads(Path(".refpeft/last-failed.json").read_text())
+    assert len(before) > 2
+    checked("-k", "odd-layers", HONEST, status=cli.CONFORMS)
+    checked("-k", "/mask/", HONEST, status=cli.CONFORMS)
+    assert json.loads(Path(".refpeft/last-failed.json").read_text()) == [i for i in before if i != ODD]
+    checked(LAZY, status=cli.UNDECIDED)
+    assert json.loads(Path(".refpeft/last-failed.json").read_text()) == [], "a whole run begins anew"
+
+
+def test_other_vectors_are_not_remembered() -> None:
+    (case,) = checked("-k", "odd-layers", MUTANT, status=cli.DIFFERS)["cases"]
+    Path(".refpeft/last-failed.json").unlink()
+    checked("--golden", case["reproduce"], MUTANT, status=cli.DIFFERS)
+    assert not Path(".refpeft/last-failed.json").exists()
+    Path(".refpeft/last-failed.json").write_text('["x"]')
+    checked("--golden", case["reproduce"], HONEST, status=cli.CONFORMS)
+    assert Path(".refpeft/last-failed.json").read_text() == '["x"]'
+
+
 def test_the_last_failures_are_whole_ids() -> None:
     one = "peft-0.21.2/prefix_tuning/forward/left-padding"
     assert sum(one in i for i in IDS) > 1
@@ -304,7 +404,7 @@ def test_a_failing_port_in_full() -> None:
         "✗ prefix_tuning/prefix_encode/even-layers  float32  NONCONFORMING",
         f"  first difference  prefix.layers.0.key  ({clause_title('PX-4')})",
         f"    error {first['error']:.3g} largest, budget {first['derivation']}",
-        f"    worst at {first['where']}",
+        f"    worst at {first['where']}: {first['values']}",
         "    before it, 1 tensor agrees exactly",
         "    HF: peft peft_model.py PeftModel.get_prompt",
         "  and 1 more that begin so: prefix_tuning/prefix_encode/odd-layers (float32)",

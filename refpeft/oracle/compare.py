@@ -32,6 +32,8 @@ DECIDE_WHAT_COUNTS = ("inputs.attention_mask", "inputs.labels")
 """What says which positions count is itself compared at every position."""
 
 
+LONGEST_VALUE = 200
+"""Characters of a configuration's value that are shown."""
 NARROW = {"float16": 11, "bfloat16": 8}
 """Formats too narrow for every profile, and their significant bits."""
 
@@ -117,20 +119,28 @@ def compare(
         if found.ok:
             return msgspec.structs.replace(found, clause=clause, source=source)
         hint = _hint(found, given[compared], expected[compared], answered_in, profile)
-    values = f"{given[worst]:.6g}, HF {expected[worst]:.6g}" if found.measure != "exact" else ""
+    values = _values(given[worst], expected[worst]) if found.measure != "exact" else ""
     where = valid.words(tensor.axes, worst)
     return msgspec.structs.replace(found, where=where, values=values, hint=hint, clause=clause, source=source)
+
+
+def _values(y: Any, wanted: Any) -> str:
+    """The two numbers with as many digits as tell them apart."""
+    for digits in (6, 9, 17):
+        if f"{y:.{digits}g}" != f"{wanted:.{digits}g}":
+            break
+    return f"{y:.{digits}g}, HF {wanted:.{digits}g}"
 
 
 def _hint(
     found: Difference, y: NDArray[Any], wanted: NDArray[Any], answered_in: str, profile: Profile
 ) -> str:
     """What a wrong answer looks like: stored too narrowly, a multiple of the right one, computed too narrowly."""
-    if answered_in in NARROW:
+    if answered_in in NARROW and found.measure != "exact":
         return f"the answer is {answered_in}, which holds no more than {NARROW[answered_in]} bits"
     square = float((wanted * wanted).sum())
     factor = float((y * wanted).sum()) / square if square else 1.0
-    if found.measure in ("normwise", "largest") and wanted.size and abs(factor - 1) > 1e-3 and factor:
+    if found.measure in ("normwise", "largest") and abs(factor - 1) > 1e-3 and _telling(factor, wanted.size):
         norm, _ = budget.errors(y / factor, wanted)
         if norm <= found.budget:
             return f"the answer is {factor:.6g} times HF's: a mean for a sum, or the reverse?"
@@ -139,6 +149,14 @@ def _hint(
         like = "float32" if profile.unit_roundoff < 2.0**-40 else "TF32 or half-precision matrix products"
         return f"it agrees to {found.bits:g} bits, as {like} would"
     return ""
+
+
+def _telling(factor: float, size: int) -> bool:
+    """Whether a factor says something: a single number is a multiple of any other, so there it must be whole."""
+    if factor == 0 or not math.isfinite(factor):
+        return False
+    whole = max(abs(factor), 1 / abs(factor))
+    return size > 1 or (whole < 1e6 and abs(whole - round(whole)) < 1e-4)
 
 
 def _measured(
@@ -270,12 +288,21 @@ def compare_document(expected: Mapping[str, Any], given: Any) -> Difference:
         return wrong("has no object `config`")
     for key in sorted({*wanted, *found}):
         if key not in found:
-            return wrong(f"lacks the key `{key}`, which HF peft writes as {json.dumps(wanted[key])}")
+            return wrong(f"lacks the key `{key}`, which HF peft writes as {_shown(wanted[key])}")
         if key not in wanted:
             return wrong(f"has the key `{key}`, which HF peft does not write")
         if not _same(found[key], wanted[key]):
-            return wrong(f"has `{key}` = {json.dumps(found[key])}; HF peft has {json.dumps(wanted[key])}")
+            return wrong(f"has `{key}` = {_shown(found[key])}; HF peft has {_shown(wanted[key])}")
     return Difference("document", ok=True, measure="exact")
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON, its beginning if it is long."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "something nested too deeply"
+    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + " …"
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -20,12 +20,12 @@ def failed_before(state: Path) -> list[str]:
     """
     path = state / FILE
     try:
-        failed = json.loads(path.read_text(encoding="utf-8"))
+        failed = _read(path)
     except (OSError, ValueError):
         raise LookupError(f"There is no record of a last run here ({path}).") from None
     if not failed:
         raise LookupError("Nothing failed in the last run here.")
-    return [str(case) for case in failed]
+    return failed
 
 
 def remember(state: Path, results: Results) -> str:
@@ -39,7 +39,7 @@ def remember(state: Path, results: Results) -> str:
     failing = {case.case for case in results.cases if case.verdict not in ("CONFORMS", "SKIPPED")}
     if results.summary.partial:
         with contextlib.suppress(OSError, ValueError):
-            failing |= set(map(str, json.loads(path.read_text(encoding="utf-8")))) - asked
+            failing |= set(_read(path)) - asked
     if not failing and not path.exists():
         return ""
     try:
@@ -48,3 +48,16 @@ def remember(state: Path, results: Results) -> str:
     except OSError as error:
         return f"Note: can't remember what failed ({error.strerror or error})."
     return ""
+
+
+def _read(path: Path) -> list[str]:
+    """The ids in the file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    failed = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(failed, list):
+        raise ValueError(f"'{path}' holds no list")  # noqa: TRY004  (what json.loads raises too)
+    return [str(case) for case in failed]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from typing import IO, Any
 
@@ -32,6 +33,8 @@ ANSWER_TIMEOUT, START_TIMEOUT = 60.0, 120.0
 STRAY = "not a JSON object; standard output belongs to the protocol (PP-1), print to standard error"
 LONGEST_LINE = 2**24
 """Bytes: a longer line is no message, whatever follows."""
+GRACE = 0.5
+"""Seconds that the last words of a port which has ended may take to arrive."""
 
 
 class ProcessPort:
@@ -50,7 +53,7 @@ class ProcessPort:
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
         try:
             self.abilities = self._start()
-        except PortError:
+        except BaseException:  # also an interrupt: the port has a session of its own and would live on
             self._release()
             self._stderr.close()
             raise
@@ -132,7 +135,7 @@ class ProcessPort:
         with contextlib.suppress(OSError, ValueError):
             while line := stream.readline(LONGEST_LINE):
                 lines.put(line)
-                if len(line) == LONGEST_LINE:
+                if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
                     return  # the port is killed when this line turns out to be no message
         lines.put(None)
 
@@ -148,10 +151,18 @@ class ProcessPort:
 
     def _receive(self, timeout: float) -> bytes | None:
         """The next line; None if the port has ended, b"" if nothing came in time."""
-        try:
-            return self._lines.get(timeout=timeout)
-        except queue.Empty:
-            return b""
+        assert self._process is not None  # noqa: S101
+        deadline = time.monotonic() + timeout
+        while True:
+            ended = self._process.poll() is not None
+            left = deadline - time.monotonic()
+            try:
+                return self._lines.get(timeout=max(0.0, min(left, GRACE)))
+            except queue.Empty:
+                if ended:
+                    return None  # what it has started keeps its standard output open
+                if left <= GRACE:
+                    return b""
 
     def _ending(self) -> str:
         assert self._process is not None  # noqa: S101

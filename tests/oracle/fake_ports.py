@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,8 +44,8 @@ def do(step: list[Any], output: Path, seq: int) -> None:
     match step:
         case ["say", message]:
             print(json.dumps({"seq": seq, **message} if seq else message, ensure_ascii=False), flush=True)
-        case ["raw", text, times]:
-            sys.stdout.buffer.write(text.encode("latin-1") * times + b"\n")
+        case ["raw" | "flood" as how, text, times]:  # a flood has no end of line
+            sys.stdout.buffer.write(text.encode("latin-1") * times + b"\n" * (how == "raw"))
             sys.stdout.flush()
         case ["errors", text, times]:
             sys.stderr.write(text * times)
@@ -65,6 +66,9 @@ def do(step: list[Any], output: Path, seq: int) -> None:
         case ["note", path]:
             with Path(path).open("a", encoding="utf-8") as file:
                 file.write(f"{os.getpid()}\n")
+        case ["child", path]:  # it keeps standard output open
+            child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(30)"])
+            Path(path).write_text(f"{child.pid}", encoding="utf-8")
         case _:
             sys.exit(f"no such step: {step}")
 
@@ -155,6 +159,30 @@ class Lazy(Honest):
     def run(self, request: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
         """A reason, nothing else."""
         return {"seq": request["seq"], "skipped": {"message": "not today"}}
+
+
+class Noisy(Honest):
+    """Prints where refpeft prints its JSON."""
+
+    def start(self) -> dict[str, Any]:
+        """What it can do, and a word about it."""
+        print("loading the model")
+        return super().start()
+
+    def run(self, request: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+        """Refpeft's answer, and a word about it."""
+        print(f"question {request['seq']}")
+        return super().run(request, inputs)
+
+
+class Interrupted(Lazy):
+    """Ctrl-C at the third question."""
+
+    def run(self, request: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+        """A reason, then the end."""
+        if request["seq"] == 3:
+            raise KeyboardInterrupt
+        return super().run(request, inputs)
 
 
 if __name__ == "__main__":

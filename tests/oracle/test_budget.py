@@ -32,9 +32,9 @@ from refpeft.oracle.budget import (
     measure,
 )
 from refpeft.oracle.cases import ask_of
-from refpeft.oracle.compare import Validity
 from refpeft.oracle.floors import _stored, floors
 from refpeft.oracle.questions import Arithmetic, step_of
+from refpeft.oracle.validity import Validity
 from refpeft.oracle.vectors import Vector, all_vectors, golden_directory
 from refpeft.steps import definition, replaced
 
@@ -417,3 +417,9 @@ def test_stored_floors_are_what_is_measured() -> None:
     assert set(found) == set(PROFILES)
     for profile, worst in found.items():
         assert worst[0] < 4, (profile, worst)
+
+
+if __name__ == "__main__":
+    measured_by = {"honest": (worst_ratio, (FLOAT32, FLOAT64)), "floors": (worst_change, PROFILES.values())}
+    function, profiles = measured_by[sys.argv[1]]
+    print(json.dumps({profile.name: function(profile) for profile in profiles}))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,13 @@ from refpeft.oracle.budget import PROFILES, Floor
 from refpeft.oracle.compare import (
     MASKED,
     Difference,
-    Validity,
     compare,
     compare_document,
     missing,
     read_adapter,
 )
-from refpeft.oracle.questions import Answer, Ask, step_of
+from refpeft.oracle.questions import Answer, step_of
+from refpeft.oracle.validity import Validity
 from refpeft.oracle.vectors import Tensor
 from refpeft.tensors import write_tensors
 
@@ -60,6 +62,7 @@ def test_composite_within_its_budget_by_both_measures() -> None:
     assert found == Difference(
         "x", ok=False, error=pytest.approx(error), budget=8 * U, measure="largest",
         derivation="4.8e-07 = 8 · max(floor 0, u 6e-08); the u decides", bits=pytest.approx(21.2), where="text 1",
+        values="4.00000209, HF 4",
     )  # fmt: skip
     assert found.bits == round(-math.log2(7 * U), 1)
     assert ok("composite", given, expected, floor=Floor(0, 2 * U)), "a larger floor of that measure"
@@ -108,18 +111,90 @@ def test_elementary_is_relative_to_each_entry() -> None:
     found = judged("elementary", numpy.array([100 * (1 + 2 * U), 1e-3 * (1 + 100 * U)]), expected)
     assert found == Difference(
         "x", ok=False, error=pytest.approx(50, rel=1e-6), budget=1.5, measure="elementwise",
-        derivation="units in the last place", bits=pytest.approx(23.0, abs=1), where="text 1",
+        derivation="1.5 units in the last place", bits=pytest.approx(23.0, abs=1), where="text 1",
+        values="0.00100001, HF 0.001",
     )  # fmt: skip
     assert not ok("elementary", [1e-20], [0.0]), "zero has no unit in the last place"
 
 
 def test_drawn_is_absolute() -> None:
     assert judged("drawn", [3.9e-6, -1.0], [0.0, -1.0]) == Difference(
-        "x", ok=True, error=3.9e-6, budget=4e-6, measure="absolute", derivation="torch's own spread (PT-4)",
+        "x", ok=True, error=3.9e-6, budget=4e-6, measure="absolute", derivation="4e-06: torch's own spread (PT-4)",
         bits=pytest.approx(18.0, abs=0.1),
     )  # fmt: skip
     assert judged("drawn", [0.0, -1 + 4.1e-6], [0.0, -1.0]).where == "text 1"
     assert not ok("drawn", [0.0, -1 + 4.1e-6], [0.0, -1.0])
+
+
+# ---------------------------------------------------------------- what an error looks like
+
+
+RANDOM = numpy.random.default_rng(0).normal(size=(4, 100))
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(numpy.float16, 11), (ml_dtypes.bfloat16, 8)])
+def test_a_narrow_answer(dtype: Any, bits: int) -> None:
+    given = RANDOM.astype(dtype)
+    for kind in ("composite", "elementary", "drawn"):
+        found = judged(kind, given, RANDOM, "virtual hidden")
+        assert found.hint == f"the answer is {numpy.dtype(dtype)}, which holds no more than {bits} bits"
+    assert judged("composite", RANDOM.astype("float32"), RANDOM, "virtual hidden").ok
+    assert judged("exact", numpy.zeros(2, dtype), [1, 0]).hint == "", "whole numbers are whole in any format"
+    assert judged("composite", given, given.astype("float64"), "virtual hidden").hint == "", "it is right"
+
+
+@pytest.mark.parametrize("factor", [2.0, -1.0, 0.125, 0.7])
+def test_a_multiple_of_the_answer(factor: float) -> None:
+    found = judged("composite", factor * RANDOM, RANDOM, "virtual hidden")
+    assert found.hint == f"the answer is {factor:g} times HF's: a mean for a sum, or the reverse?"
+    assert judged("composite", factor * RANDOM + 0.1, RANDOM, "virtual hidden").hint == ""
+
+
+def test_a_multiple_of_one_number_must_be_whole() -> None:
+    """Any number is a multiple of any other."""
+    assert (
+        judged("composite", 7.5, 2.5, "", "loss").hint
+        == "the answer is 3 times HF's: a mean for a sum, or the reverse?"
+    )
+    assert (
+        judged("composite", 0.625, 2.5, "", "loss").hint
+        == "the answer is 0.25 times HF's: a mean for a sum, or the reverse?"
+    )
+    for given in (2.6, 0.0, 1e9):
+        assert judged("composite", given, 2.5, "", "loss").hint == "", given
+    assert judged("composite", 1.0, 0.0, "", "loss").hint == ""
+
+
+def test_an_answer_computed_too_narrowly() -> None:
+    signs = numpy.where(RANDOM > 0, 1.0, -1.0) * numpy.where(numpy.arange(100) % 2, 1.0, -1.0)
+
+    def hint(exponent: float, profile: Any, kind: str = "composite") -> str:
+        given = RANDOM + numpy.abs(RANDOM) * signs * 2.0**-exponent
+        return judged(kind, given, RANDOM, "virtual hidden", profile=profile).hint
+
+    assert hint(10, FLOAT32) == "it agrees to 10 bits, as TF32 or half-precision matrix products would"
+    assert hint(23.5, FLOAT64) == "it agrees to 23.5 bits, as float32 would"
+    for exponent, profile in ((5, FLOAT32), (15, FLOAT32), (10, FLOAT64), (35, FLOAT64)):
+        assert hint(exponent, profile) == ""
+    assert hint(10, FLOAT32, "elementary") == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "values"),
+    [
+        (1.5, 2.25, "1.5, HF 2.25"),
+        (1.0000001, 1.0, "1.0000001, HF 1"),
+        (1 + 2.0**-50, 1.0, "1.0000000000000009, HF 1"),
+        (0, 0.5, "0, HF 0.5"),
+        (True, 0.5, "1, HF 0.5"),
+        (1e300, -1.0, "1e+300, HF -1"),
+    ],
+)
+def test_the_two_numbers(given: Any, expected: float, values: str) -> None:
+    found = judged("composite", numpy.array([0.5, given]), [0.5, expected], profile=FLOAT64)
+    assert (found.ok, found.where) == (False, "text 1")
+    assert found.values.split(", HF ")[1] == values.split(", HF ")[1]
+    assert found.values == values
 
 
 # ---------------------------------------------------------------- what cannot be compared
@@ -225,43 +300,19 @@ def test_a_masked_score_that_is_not_masked(visible: float, shown: str) -> None:
 
 PROMPTS = Validity(MASK != 0, 2, prompts=True)
 PREFIX = Validity(MASK != 0, 2, prompts=False)
-SHORT, LONG = [[False, False, True, True], [True, True, True, False]], [True, True]
 
 
-def test_of_a_question() -> None:
-    inputs = {"attention_mask": MASK}
-    prompt = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}
-    prefix = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 2}
-    for question in ("forward", "inputs", "gradients"):
-        valid = Validity.of(Ask(question, "prompt_tuning", prompt, inputs=inputs))
-        assert (valid.mask == (MASK != 0)).all()  # type: ignore[union-attr]
-        assert (valid.virtual, valid.prompts) == (2, True)
-    valid = Validity.of(Ask("forward", "prefix_tuning", prefix, inputs=inputs))
-    assert (valid.virtual, valid.prompts) == (2, False)
-    assert Validity.of(Ask("forward", "prefix_tuning", prefix)) == Validity(None, 2, prompts=False)
-    assert Validity.of(Ask("mask", "common", inputs=inputs)) == EVERYWHERE, "the mask itself is the answer"
-    assert Validity.of(Ask("forward", "common")) == EVERYWHERE
-
-
-def test_queries_and_keys() -> None:
-    rows = [LONG + row for row in SHORT]
-    assert PROMPTS.of_tensor(["batch", "query"], (2, 6)).tolist() == rows
-    assert PREFIX.of_tensor(["batch", "query"], (2, 4)).tolist() == SHORT
-    assert PREFIX.of_tensor(["batch", "tokens"], (2, 4)).tolist() == SHORT
-    assert PROMPTS.of_tensor(["batch", "tokens"], (2, 4)).tolist() == SHORT
-    for valid in (PREFIX, PROMPTS):
-        assert valid.of_tensor(["batch", "key"], (2, 6)).tolist() == rows
-    states = PREFIX.of_tensor(["batch", "kv_heads", "key", "head_dim"], (2, 3, 6, 5))
-    assert (states == numpy.array(rows)[:, None, :, None]).all()
-    scores = PREFIX.of_tensor(["batch", "heads", "query", "key"], (2, 3, 4, 6))
-    assert (scores == numpy.array(SHORT)[:, None, :, None]).all(), "a hidden key counts: it must be hidden"
-
-
-def test_everything_else_counts_everywhere() -> None:
-    assert PREFIX.of_tensor(["virtual", "hidden"], (2, 4)).all()
-    assert PREFIX.of_tensor([], ()).all()
-    assert PREFIX.of_tensor(["batch", "kv_heads", "virtual", "head_dim"], (2, 3, 2, 5)).all()
-    assert EVERYWHERE.of_tensor(["batch", "query"], (2, 4)).all()
+def test_garbage_where_padding_predicts_a_label_counts() -> None:
+    """The loss depends on it."""
+    expected = numpy.random.default_rng(0).normal(size=(2, 4, 3))
+    predicting = numpy.array([[False, True, True, False], [True, True, False, False]])
+    valid = Validity(MASK != 0, 2, prompts=False, predicting=predicting)
+    spoilt = expected.copy()
+    spoilt[0, 0], spoilt[1, 3] = 1e9, NAN
+    assert ok("composite", spoilt, expected, "batch query vocab", valid=valid)
+    spoilt[0, 1, 2] = 1e9
+    found = judged("composite", spoilt, expected, "batch query vocab", valid=valid)
+    assert (found.ok, found.where) == (False, "row 0, token 1 (padding), vocab 2")
 
 
 def test_garbage_counts_at_valid_positions_only() -> None:
@@ -297,36 +348,7 @@ def test_masks_and_labels_count_at_every_position() -> None:
     assert ok("exact", numpy.full((2, 6), 5), labels, "batch query", "inputs.position_ids", valid=PROMPTS)
 
 
-# ---------------------------------------------------------------- places in words
-
-
-@pytest.mark.parametrize(
-    ("valid", "axes", "index", "words"),
-    [
-        (PREFIX, "batch query vocab", (0, 2, 17), "row 0, token 2 (the first after the padding), vocab 17"),
-        (PREFIX, "batch query vocab", (1, 0, 3), "row 1, token 0 (the first), vocab 3"),
-        (PREFIX, "batch query vocab", (1, 3, 3), "row 1, token 3 (padding), vocab 3"),
-        (PREFIX, "batch query vocab", (1, 2, 3), "row 1, token 2, vocab 3"),
-        (PROMPTS, "batch query hidden", (0, 1, 3), "row 0, virtual token 1, hidden 3"),
-        (PROMPTS, "batch query hidden", (0, 4, 3), "row 0, token 2 (the first after the padding), hidden 3"),
-        (PROMPTS, "batch tokens hidden", (1, 1, 3), "row 1, token 1, hidden 3"),
-        (PREFIX, "batch heads query key", (1, 2, 1, 1), "row 1, head 2, token 1, key: virtual token 1"),
-        (PREFIX, "batch heads query key", (1, 2, 1, 5), "row 1, head 2, token 1, key: token 3 (padding)"),
-        (
-            PREFIX,
-            "batch kv_heads virtual head_dim",
-            (1, 2, 0, 4),
-            "row 1, head 2, virtual token 0, dimension 4",
-        ),
-        (EVERYWHERE, "batch query", (1, 3), "row 1, token 3"),
-        (EVERYWHERE, "virtual prefix_width", (1, 3), "virtual token 1, prefix_width 3"),
-        (EVERYWHERE, "", (), ""),
-        (EVERYWHERE, "batch", (1, 3), "index (1, 3)"),
-        (EVERYWHERE, "batch", (), ""),
-    ],
-)
-def test_words(valid: Validity, axes: str, index: tuple[int, ...], words: str) -> None:
-    assert valid.words(axes.split(), index) == words
+# ---------------------------------------------------------------- the worst entry
 
 
 def test_the_worst_entry_is_named_with_clause_and_source() -> None:
@@ -338,7 +360,8 @@ def test_the_worst_entry_is_named_with_clause_and_source() -> None:
     step = step_of("logits")
     assert step is not None
     assert (found.clause, found.source) == ("TK-2", step.source)
-    assert judged("composite", given, expected, "batch query vocab", "draws.0").clause == ""
+    assert judged("composite", given, expected, "batch query vocab", "draws.0").clause == "PT-4"
+    assert judged("composite", given, expected, "batch query vocab", "my.debug").clause == ""
 
 
 # ---------------------------------------------------------------- missing tensors, documents, adapters
@@ -351,6 +374,20 @@ def test_missing() -> None:
     assert missing("draws.0", Answer({"b": 1, "a": 2})).reason == "is missing from the answer, which has a, b"
     many = Answer(dict.fromkeys("gfedcba"))
     assert missing("logits", many).reason == "is missing from the answer, which has a, b, c, d, e …"
+    known = Answer({"loss": 1, "prefix.flat": 2})
+    assert missing("logits", known).reason == "is missing from the answer, which has loss, prefix.flat"
+
+
+def test_missing_under_another_name() -> None:
+    """Names that refpeft does not know come first: the right one is known."""
+    close = Answer({"logit": 1, "loss": 2, "decoder.layers.0.output": 3})
+    assert missing("logits", close).reason == "is missing from the answer, which has logit; is logit meant?"
+    far = Answer({"xyz": 1, "loss": 2})
+    assert missing("logits", far).reason == "is missing from the answer, which has xyz"
+    name = "gradients.prompt_encoder.embedding.weight"
+    found = missing(name, Answer({"loss": 1, "grad.prompt_encoder.embedding.weight": 2}))
+    assert found.reason.endswith("; is grad.prompt_encoder.embedding.weight meant?")
+    assert found.clause == "PT-2"
 
 
 CONFIG: dict[str, Any] = {"config": {"a": 1, "b": None, "c": True, "d": {"e": [1, 2]}}}
@@ -390,6 +427,17 @@ def changed(**changes: Any) -> dict[str, Any]:
 )
 def test_documents(given: Any, reason: str) -> None:
     assert compare_document(CONFIG, given) == wrong(reason)
+
+
+def test_values_of_any_length_and_depth() -> None:
+    found = compare_document(CONFIG, changed(a="x" * 1000))
+    assert found == wrong(f'has `a` = "{"x" * 199} …; HF peft has 1')
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    assert compare_document(CONFIG, changed(a=deep)) == wrong(
+        "has `a` = something nested too deeply; HF peft has 1"
+    )
 
 
 def test_documents_that_agree() -> None:
@@ -444,10 +492,13 @@ def test_further_tensors_in_an_adapter(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "contents", "reason"),
     [
-        ("adapter_config.json", None, "cannot be read: [Errno 2] No such file or directory: 'DIRECTORY/adapter_config.json'"),
-        ("adapter_config.json", b"{,}", "cannot be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        ("adapter_config.json", b"\xff", "cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
-        ("adapter_config.json", b"[" * 100_000, "cannot be read: maximum recursion depth exceeded while decoding a JSON array from a unicode string"),
+        ("adapter_config.json", None, "cannot be read: Can't find 'adapter_config.json' at 'DIRECTORY': that directory has no such file. Give the directory that holds the adapter's configuration."),
+        ("adapter_config.json", b"{,}", "cannot be read: 'DIRECTORY/adapter_config.json' is not valid JSON: Expecting property name enclosed in double quotes, line 1, column 2. Correct the adapter's configuration there, or write it anew."),
+        ("adapter_config.json", b"\xff", "cannot be read: 'DIRECTORY/adapter_config.json' is not UTF-8: byte 0 is 0xff. Save the adapter's configuration as UTF-8."),
+        ("adapter_config.json", b"[" * 100_000, "cannot be read: 'DIRECTORY/adapter_config.json' cannot be used: maximum recursion depth exceeded"),
+        ("adapter_config.json", b" " * 10_000_001, "cannot be read: 'DIRECTORY/adapter_config.json' is larger than 10 MB, which the adapter's configuration never is. Is it another file?"),
+        ("adapter_config.json", b'{"a": NaN}', "cannot be read: 'DIRECTORY/adapter_config.json' cannot be used: NaN is not a JSON number. Correct the adapter's configuration there."),
+        ("adapter_config.json", b"[1]", "cannot be read: 'DIRECTORY/adapter_config.json' must hold a JSON object ({…}) with the adapter's configuration, not a list."),
         ("adapter_model.safetensors", None, "cannot be read: Can't find 'adapter_model.safetensors' at 'DIRECTORY', which holds the adapter's weights."),
         ("adapter_model.safetensors", b"x", "cannot be read: 'DIRECTORY/adapter_model.safetensors' cannot be read as safetensors ("),
     ],
@@ -466,8 +517,20 @@ def test_an_adapter_that_cannot_be_read(
     assert problem.reason.replace(str(adapter), "DIRECTORY").startswith(reason)
 
 
-def test_a_configuration_that_is_no_object(adapter: Path) -> None:
-    (adapter / "adapter_config.json").write_text("[1]", encoding="utf-8")
-    answer, problems = read_adapter(Answer(adapter=adapter))
-    assert problems == []
-    assert compare_document(CONFIG, answer.document) == wrong("has no object `config`")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir] if hasattr(os, "mkfifo") else [])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("adapter_config.json", "Can't find 'adapter_config.json' at 'DIRECTORY': that directory has no such file. Give the directory that holds the adapter's configuration."),
+        ("adapter_model.safetensors", "Can't find 'adapter_model.safetensors' at 'DIRECTORY', which holds the adapter's weights."),
+    ],
+)  # fmt: skip
+def test_a_pipe_for_a_file_of_an_adapter_is_not_opened(
+    adapter: Path, make: Callable[[Path], None], name: str, reason: str
+) -> None:
+    """It would never end; nor is a directory."""
+    (adapter / name).unlink()
+    make(adapter / name)
+    _, (problem,) = read_adapter(Answer(adapter=adapter))
+    assert problem.reason.replace(str(adapter), "DIRECTORY") == f"cannot be read: {reason}"

@@ -13,14 +13,14 @@ import pytest
 from refpeft import __version__
 from refpeft.oracle import questions
 from refpeft.oracle.budget import PROFILES
-from refpeft.oracle.cases import ask_of
+from refpeft.oracle.cases import ask_of, can_answer, stages_of
 from refpeft.oracle.compare import Difference
 from refpeft.oracle.judge import (
+    PATIENCE,
     CaseResult,
     Results,
     Selection,
     Verdict,
-    can_answer,
     compare_answer,
     judge,
     judge_one,
@@ -199,7 +199,7 @@ def test_a_question_is_asked_as_the_protocol_says(tmp_path: Path) -> None:
             arguments={},
             inputs=str(load.directory.resolve() / "inputs.safetensors"),
             adapter=str(load.directory.resolve() / "adapter"),
-            stages=list(load.case.tensors),
+            stages=stages_of(load),
             output=str((tmp_path / "a/7").resolve()),
         )
     ]
@@ -274,6 +274,49 @@ def test_fail_fast_stops_at_the_first_failure(tmp_path: Path) -> None:
     assert [r.verdict for r in results] == ["CONFORMS", "SKIPPED", "CONFORMS", "CRASHED"]
     everything = asked(Fake(answers(None, SKIP, None, CRASH, None)), FIVE, tmp_path / "again")
     assert [r.verdict for r in everything] == ["CONFORMS", "SKIPPED", "CONFORMS", "CRASHED", "CONFORMS"]
+
+
+SILENT = Reply("TIMEOUT", message="no answer")
+
+
+def test_a_port_that_always_hangs_is_not_asked_for_ever(tmp_path: Path) -> None:
+    port = Fake(answers(SILENT, SILENT, None, SILENT, SILENT, SKIP, SILENT, SILENT, SILENT, None))
+    results = asked(port, FIVE, tmp_path, "float32", "float64")
+    assert [r.verdict for r in results] == [
+        *["TIMEOUT"] * 2, "CONFORMS", *["TIMEOUT"] * 2, "SKIPPED", *["TIMEOUT"] * 3,
+    ]  # fmt: skip
+    assert PATIENCE == 3
+    found = summarise(port, Selection(FIVE, [FLOAT32, FLOAT64]), results).summary
+    assert (found.partial, found.asked) == (True, 9)
+
+
+def test_a_run_that_was_cut_short_is_partial(tmp_path: Path) -> None:
+    port = Fake(questions=["mask", "random"])
+    results = asked(port, FIVE, tmp_path)
+    assert not summarise(port, Selection(FIVE, [FLOAT32]), results).summary.partial
+    assert summarise(port, Selection(FIVE, [FLOAT32]), results[:1]).summary.partial
+    assert summarise(port, Selection(FIVE, [FLOAT32, FLOAT64]), results).summary.partial
+    assert summarise(port, Selection(FIVE, [FLOAT32], True), results).summary.partial
+
+
+def test_a_model_of_another_family_is_not_asked_about(tmp_path: Path) -> None:
+    port = Fake(families=["llama"])
+    results = asked(port, FIVE, tmp_path)
+    assert [r.question for r in results] == ["mask", "random", "config.resolve", "checkpoint.save"]
+    assert summarise(port, Selection(FIVE, [FLOAT32]), results).not_asked == [FIVE[4].case.id]
+
+
+def test_a_nested_document_does_not_end_the_run(tmp_path: Path) -> None:
+    document: Any = 1
+    for _ in range(100_000):
+        document = {"a": document}
+    given = Reply(
+        "ANSWERED", Answer(document={"config": {**FIVE[2].case.document["config"], "token_dim": document}})
+    )  # type: ignore[index]
+    result = judge_one(Fake(lambda _: given), FIVE[2], FLOAT32, tmp_path / "work", 1, tmp_path / "failures")
+    assert (result.verdict, result.reproduce) == ("NONCONFORMING", None)
+    assert result.detail.startswith(f"Can't write what reproduces a failure to '{tmp_path / 'failures'}': ")
+    assert list((tmp_path / "failures").iterdir()) == []
 
 
 def summary(*cases: tuple[Verdict, str], partial: bool = False) -> Any:

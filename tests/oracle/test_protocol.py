@@ -14,8 +14,9 @@ from support import need
 
 from refpeft.oracle import protocol
 from refpeft.oracle.budget import PROFILES
+from refpeft.oracle.cases import in_order, stages_of
 from refpeft.oracle.judge import Selection, judge, summarise
-from refpeft.oracle.port import ProcessPort
+from refpeft.oracle.process import ProcessPort
 from refpeft.oracle.protocol import (
     RunAnswer,
     RunCommand,
@@ -151,7 +152,7 @@ def test_refpeft_says_what_the_transcript_says(root: Path) -> None:
     log = root / "log"
     program = [sys.executable, "-I", "-S", str(HERE / "fake_ports.py"), "replay"]
     port = ProcessPort([*program, str(HERE / "transcript.jsonl"), str(root), str(log)])
-    selection = Selection(list(all_vectors(root / "golden")), [PROFILES["float32"]])
+    selection = Selection(in_order(all_vectors(root / "golden")), [PROFILES["float32"]])
     results = summarise(port, selection, list(judge(port, selection, root / "work", None)))
     port.close()
 
@@ -159,15 +160,15 @@ def test_refpeft_says_what_the_transcript_says(root: Path) -> None:
     assert [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] == expected
     assert msgspec.to_builtins(port.abilities) == said("port")[0]
     assert [case.verdict for case in results.cases] == [
-        "SKIPPED",
         "CONFORMS",
         "CONFORMS",
         "ERRORED",
+        "SKIPPED",
         "CONFORMS",
     ]
     assert [(case.message, case.detail) for case in results.cases if case.message] == [
-        ("adapters are not read yet", "https://example.org/my-port/issues/12"),
         ("index out of range", "thread 'main' panicked at src/backward.rs:41"),
+        ("adapters are not read yet", "https://example.org/my-port/issues/12"),
     ]
 
 
@@ -176,5 +177,5 @@ def test_paths_of_the_transcript_exist(root: Path) -> None:
         for key in ("model", "inputs", "adapter"):
             assert message[key] is None or Path(message[key].replace("{root}", str(root))).exists()
         vector = read_vector(golden_directory() / "vectors" / message["case"])
-        assert message["stages"] == list(vector.case.tensors)
+        assert message["stages"] == stages_of(vector)
     assert {key for message in said("refpeft")[1:-1] for key in ("model", "inputs", "adapter", "config") if message[key]} == {"model", "inputs", "adapter", "config"}  # fmt: skip

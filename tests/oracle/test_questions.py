@@ -14,7 +14,17 @@ from refpeft.errors import InputError
 from refpeft.oracle import questions
 from refpeft.oracle.budget import HIDDEN
 from refpeft.oracle.cases import ask_of
-from refpeft.oracle.questions import QUESTIONS, Answer, Arithmetic, Ask, answer, is_required, step_of
+from refpeft.oracle.questions import (
+    QUESTIONS,
+    Answer,
+    Arithmetic,
+    Ask,
+    answer,
+    clause_of,
+    is_known,
+    is_required,
+    step_of,
+)
 from refpeft.oracle.vectors import Vector, all_vectors, golden_directory
 from refpeft.steps import STEPS
 from refpeft.tensors import read_tensors
@@ -278,16 +288,27 @@ def test_an_answer_is_empty_unless_told() -> None:
     assert (Answer().tensors, Answer().document, Answer().adapter) == ({}, None, None)
 
 
-def test_a_tokenizer_is_found_beside_the_vectors() -> None:
-    vector = next(v for v in VECTORS if "tokenizer" in v.case.arguments)
-    assert not Path(vector.case.arguments["tokenizer"]).is_absolute()
-    assert ask_of(vector).arguments["tokenizer"] == str(
-        golden_directory() / vector.case.arguments["tokenizer"]
-    )
-    assert vector.case.arguments["tokenizer"].startswith("models/"), "the case itself is unchanged"
+@pytest.mark.parametrize(
+    ("name", "clause"),
+    [
+        ("draws.0", "PT-4"),
+        ("draws.12.weight", "PT-4"),
+        ("parameters.prompt_encoder.embedding.weight", "PT-4"),
+        ("parameters.prompt_encoder.transform.0.weight", "PX-6"),
+        ("gradients.prompt_encoder.embedding.weight", "PT-2"),
+        ("gradients.prompt_encoder.transform.2.bias", "PX-2"),
+        ("prompt_embeddings", "CK-1"),
+        ("prefix.layers.3.key", "PX-4"),
+        ("logits", "TK-2"),
+        ("logit", ""),
+        ("my.debug", ""),
+    ],
+)
+def test_the_clause_of_a_tensor(name: str, clause: str) -> None:
+    assert clause_of(name) == clause
+    assert is_known(name) == bool(clause)
 
 
-if __name__ == "__main__":
-    measured_by = {"honest": (worst_ratio, (FLOAT32, FLOAT64)), "floors": (worst_change, PROFILES.values())}
-    function, profiles = measured_by[sys.argv[1]]
-    print(json.dumps({profile.name: function(profile) for profile in profiles}))
+def test_every_tensor_of_the_vectors_has_a_clause() -> None:
+    for vector in VECTORS:
+        assert [name for name in vector.case.tensors if not is_known(name)] == [], vector.case.id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -77,8 +78,8 @@ def test_the_readme(result: CaseResult, tmp_path: Path) -> None:
     assert first.name == "prefix.layers.0.key"
     assert (directory / "README.txt").read_text(encoding="utf-8") == (
         f"{ENCODE.case.title}\n{ENCODE.case.id}, float32: NONCONFORMING\n\n"
-        f"First difference: prefix.layers.0.key, error {first.error} ({first.measure}), budget {first.derivation}. "
-        f"{first.where}\n\n"
+        f"First difference: prefix.layers.0.key, error {first.error:.3g} ({first.measure}), budget {first.derivation}.\n"
+        f"Worst at {first.where}: {first.values}.\n\n"
         f"Ask the port this question again:   refpeft check --golden {directory} --profile float32 -- YOUR PORT\n"
         "Look at the tensors:                python compare.py\n"
         "What the clause says:               refpeft explain PX-4\n\n"
@@ -177,6 +178,47 @@ def test_a_reason(tmp_path: Path) -> None:
     )
     assert "\n\nFirst difference: logits has shape (2). row 1\n\n" in text
     assert "refpeft explain TK-2\n" in text
+
+
+def test_numbers_and_a_hint(tmp_path: Path) -> None:
+    first = Difference(
+        "logits", ok=False, error="inf", measure="largest", derivation="BUDGET", clause="TK-2", where="row 1",
+        values="1.5, HF 2.25", hint="it agrees to 10 bits",
+    )  # fmt: skip
+    text = (written(ENCODE, Reply("ANSWERED"), tmp_path, first=first) / "README.txt").read_text(
+        encoding="utf-8"
+    )
+    assert (
+        "\n\nFirst difference: logits, error inf (largest), budget BUDGET.\nWorst at row 1: 1.5, HF 2.25.\n"
+        "it agrees to 10 bits\n\n" in text
+    )
+
+
+def test_documents_of_any_depth_and_text(tmp_path: Path) -> None:
+    config = VECTORS["prefix_tuning/config/minimal"]
+    directory = written(config, Reply("ANSWERED", Answer(document={"a": "\ud7ff ü", "b": [1.5]})), tmp_path)
+    assert json.loads((directory / "answer.json").read_text(encoding="utf-8")) == {
+        "a": "\ud7ff ü",
+        "b": [1.5],
+    }
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = {"a": deep}
+    with pytest.raises(CheckpointError, match=r"^Can't write what reproduces a failure to '.*': .*recursion"):
+        written(config, Reply("ANSWERED", Answer(document=deep)), tmp_path)
+    with pytest.raises(CheckpointError, match="Can't write what reproduces a failure to"):
+        written(config, Reply("ANSWERED", Answer(document={"a": object})), tmp_path)
+    assert [path.name for path in (tmp_path / "failures").iterdir()] == [directory.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_an_adapter_with_a_pipe_is_not_copied(tmp_path: Path) -> None:
+    """Nor waited for."""
+    (tmp_path / "adapter").mkdir()
+    os.mkfifo(tmp_path / "adapter/adapter_config.json")
+    save = VECTORS["prefix_tuning/checkpoint/save"]
+    with pytest.raises(CheckpointError, match="is a named pipe"):
+        written(save, Reply("ANSWERED", Answer(adapter=tmp_path / "adapter")), tmp_path)
 
 
 def test_a_tokenizer_comes_along(tmp_path: Path) -> None:

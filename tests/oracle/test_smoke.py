@@ -58,11 +58,13 @@ def test_a_good_port(tmp_path: Path) -> None:
         f"{', '.join(QUESTIONS)}; profiles float32, float64"
     )
     kinds = [(r.question, r.method) for r in port.asked]
+    ranks = [list(QUESTIONS).index(question) for question, _ in kinds]
+    assert ranks == sorted(ranks), "from the simplest to the hardest"
     assert sorted(kinds) == sorted((q.name, method) for q in QUESTIONS.values() for method in q.methods)
     assert {r.dtype for r in port.asked} == {"float32"}, "the first profile that it declares"
     texts = [line.text for line in lines[1:]]
     assert [text.split(": ")[0] for text in texts] == [f"{question} ({method})" for question, method in kinds]
-    assert "mask (common): 1 tensors" in texts
+    assert "mask (common): 1 tensor" in texts
     assert "config.resolve (prompt_tuning): a document" in texts
     assert "checkpoint.save (prefix_tuning): an adapter" in texts
 
@@ -135,3 +137,41 @@ def test_a_port_that_can_do_nothing(tmp_path: Path, lacking: dict[str, Any]) -> 
     (line,) = smoke(Fake(**lacking), tmp_path)
     assert not line.ok
     assert "none" in line.text
+
+
+def test_an_adapter_needs_its_files(tmp_path: Path) -> None:
+    def without(*names: str) -> Callable[[Reply], Reply]:
+        def change(reply: Reply) -> Reply:
+            assert reply.answer.adapter is not None
+            for name in names:
+                (reply.answer.adapter / name).unlink()
+            return reply
+
+        return change
+
+    config, weights = "adapter_config.json", "adapter_model.safetensors"
+    for number, (names, text) in enumerate(
+        [
+            ([], "an adapter"),
+            ([config], f"no {config} in the adapter"),
+            ([weights], f"no {weights} in the adapter"),
+            ([config, weights], f"no {config} and no {weights} in the adapter"),
+        ]
+    ):
+        (tmp_path / str(number)).mkdir()
+        assert said(tmp_path / str(number), without(*names), "checkpoint.save") == [
+            Line(not names, f"checkpoint.save (prefix_tuning): {text}")
+        ]
+
+
+def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
+    given = Reply("ANSWERED", Answer(adapter=tmp_path / "nowhere"))
+    (line,) = said(tmp_path, lambda _: given, "checkpoint.save")
+    assert not line.ok
+
+
+def test_names_that_refpeft_does_not_know_are_mentioned(tmp_path: Path) -> None:
+    further = dict.fromkeys(["my.b", "my.a", "z1", "z2", "z3", "z4"], numpy.zeros(1))
+    (line,) = said(tmp_path, tensors(**further), "prefix.encode")
+    assert line.ok
+    assert line.text.endswith(" tensors, of which refpeft does not know my.a, my.b, z1, z2, z3")

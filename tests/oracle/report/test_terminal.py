@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -134,6 +135,7 @@ def test_a_difference_that_is_no_size() -> None:
 ✗ prefix_tuning/forward/left-padding  float32  NONCONFORMING
   first difference  logits
     has shape (2); it must be (3) (vocab)
+    no earlier stage was answered: answer some (refpeft explain PP-3) to see where it begins
   → refpeft explain peft-0.21.2/prefix_tuning/forward/left-padding
 
 
@@ -167,12 +169,12 @@ def test_a_crash_shows_what_the_port_printed() -> None:
   the port exited with status 3
     Traceback
       boom
-  → refpeft explain peft-0.21.2/prefix_tuning/forward/left-padding
+  → refpeft explain PP-6
 
 
 ✗ a/b  float32  TIMEOUT
   no answer within 3 s
-  → refpeft explain peft-0.21.2/a/b
+  → refpeft explain PP-1
 
 
 NONCONFORMING  some answers differ from HF peft: 0 of 2 conform; 1 CRASHED; 1 TIMEOUT"""
@@ -181,7 +183,7 @@ NONCONFORMING  some answers differ from HF peft: 0 of 2 conform; 1 CRASHED; 1 TI
 
 def test_a_message_of_several_lines_stays_indented() -> None:
     said = body(shown(case("ERRORED", message="first\nsecond")))
-    assert "\n  first\n  second\n  → refpeft" in said
+    assert "\n  first\n  second\n  → refpeft explain PP-3\n" in said
 
 
 def begins(name: str, number: int, **more: Any) -> CaseResult:
@@ -199,6 +201,80 @@ def test_failures_that_begin_alike_stand_together() -> None:
     assert "  and 5 more that begin so: c/1 (float32), c/2 (float32), c/3 (float32) …\n" in said
     four = body(shown(*same[:4]))
     assert "  and 3 more that begin so: c/1 (float32), c/2 (float32), c/3 (float32)\n" in four
+
+
+def test_the_first_failure_with_a_golden_value_stands_for_its_group() -> None:
+    """Else the first: it is the simplest question."""
+
+    def one(number: int, golden: bool) -> CaseResult:
+        difference = Difference("decoder.output", ok=False, reason="is wrong", clause="AT-2", golden=golden)
+        return case("NONCONFORMING", f"c/{number}", first=difference, differences=[difference])
+
+    said = body(shown(one(0, False), one(1, True), one(2, True)))
+    assert "✗ c/1  float32  NONCONFORMING\n" in said
+    assert "  and 2 more that begin so: c/0 (float32), c/2 (float32)\n" in said
+    assert "✗ c/0  float32  NONCONFORMING\n" in body(shown(one(0, False), one(1, False)))
+
+
+def test_messages_that_differ_in_numbers_and_temporary_paths_stand_together() -> None:
+    def one(number: int, message: str) -> CaseResult:
+        return case("ERRORED", f"c/{number}", message=message)
+
+    said = body(
+        shown(
+            one(0, "Can't find 'a' at '/tmp/refpeft-x1/1', which"),
+            one(1, "Can't find 'a' at '/tmp/refpeft-x1/27', which"),
+            one(2, "index 3 is out of bounds"),
+            one(3, "index 14 is out of bounds"),
+            one(4, "no such thing"),
+        )
+    )
+    assert said.count("✗") == 3
+    assert (
+        "  Can't find 'a' at '/tmp/refpeft-x1/1', which\n  and 1 more that begin so: c/1 (float32)\n" in said
+    )
+    assert "  index 3 is out of bounds\n  and 1 more that begin so: c/3 (float32)\n" in said
+    skips = [case("SKIPPED", message=f"no {i} layers yet") for i in range(3)]
+    assert "skipped 3: no 0 layers yet\n" in shown(*skips, verdict="INCONCLUSIVE")
+
+
+def test_numbers_and_a_hint() -> None:
+    first = msgspec.structs.replace(OVER, values="1.5, HF 2.25", hint="it agrees to 10 bits, as TF32 would")
+    said = body(shown(case("NONCONFORMING", first=first, differences=[first])))
+    assert (
+        "    worst at row 1, key: virtual token 0: 1.5, HF 2.25\n    it agrees to 10 bits, as TF32 would\n"
+        in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "name", "advised"),
+    [
+        ("forward", "logits", True),
+        ("gradients", "loss", True),
+        ("checkpoint.load", "logits", True),
+        ("forward", "prefix.flat", False),
+        ("mask", "logits", False),
+    ],
+)
+def test_advice_to_answer_stages(question: str, name: str, advised: bool) -> None:
+    """Where logits differ first and nothing before them was answered."""
+    wrong = Difference(name, ok=False, reason="is wrong")
+    failed = msgspec.structs.replace(
+        case("NONCONFORMING", first=wrong, differences=[wrong]), question=question
+    )
+    advice = "    no earlier stage was answered: answer some (refpeft explain PP-3) to see where it begins\n"
+    assert (advice in body(shown(failed))) == advised
+    early = Difference("prefix.flat", ok=True)
+    staged = msgspec.structs.replace(failed, differences=[early, wrong])
+    assert "no earlier stage" not in body(shown(staged))
+
+
+def test_failures_that_could_not_be_written_are_noted_once() -> None:
+    note = "Can't write what reproduces a failure to 'x': File exists. Choose another place with --failures DIRECTORY."
+    failed = [case("CRASHED", f"c/{i}", message="gone", detail=f"boom\n{note}") for i in range(2)]
+    assert shown(*failed).splitlines()[-3:-1] == [note, ""]
+    assert "Can't write" not in shown(case("CRASHED", message="gone", detail="boom"))
 
 
 def test_many_kinds_of_failure_are_counted() -> None:
