@@ -45,6 +45,15 @@ def selecting(command: _Command) -> _Command:
     return command
 
 
+_timeout = click.option(
+    "--timeout",
+    default=None,
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="For each answer [default: 60, and 120 to start].",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="refpeft", prog_name="refpeft")
 def main() -> None:
@@ -69,13 +78,7 @@ def main() -> None:
 )
 @click.option("--last-failed", is_flag=True, help="Only the cases that failed in the last run here.")
 @click.option("-x", "--fail-fast", is_flag=True, help="Stop at the first failure.")
-@click.option(
-    "--timeout",
-    default=None,
-    metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
-    help="For each answer [default: 60, and 120 to start].",
-)
+@_timeout
 @click.option(
     "--validate", is_flag=True, help="Check each of the port's messages strictly against the schema."
 )
@@ -112,7 +115,8 @@ def check(
     PORT is a command that speaks the protocol, or module:object.
 
     \b
-    Exit status: 0 conforms, 1 does not, 2 wrong usage, 3 the port could not be run, 4 nothing was decided.
+    Exit status: 0 conforms, 1 does not, 2 wrong usage, 3 the port could not be run, 4 nothing was decided,
+    130 ended from the keyboard.
     """  # noqa: D301
     import shutil
     import tempfile
@@ -176,13 +180,7 @@ def explain(topic: str) -> None:
 
 
 @main.command(context_settings={"allow_interspersed_args": False})
-@click.option(
-    "--timeout",
-    default=None,
-    metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
-    help="For each answer [default: 60, and 120 to start].",
-)
+@_timeout
 @click.argument("port", nargs=-1, type=click.UNPROCESSED)
 def smoke(timeout: float | None, port: tuple[str, ...]) -> None:
     """Does PORT speak the protocol? It is asked one question of each kind; names and shapes count, values do not.
@@ -191,6 +189,7 @@ def smoke(timeout: float | None, port: tuple[str, ...]) -> None:
     """
     import tempfile
 
+    from refpeft.errors import RefpeftError
     from refpeft.oracle.smoke import smoke as try_port
 
     _end_on_signals()
@@ -202,6 +201,8 @@ def smoke(timeout: float | None, port: tuple[str, ...]) -> None:
                 good = good and line.ok
                 mark = click.style("✓", fg="green") if line.ok else click.style("✗", fg="red")
                 click.echo(f"{mark} {line.text}")
+    except RefpeftError as error:  # of the vectors, as in check
+        raise click.UsageError(str(error)) from None
     finally:
         reached.close()
     sys.exit(CONFORMS if good else UNREACHABLE)

@@ -153,7 +153,7 @@ def test_refpeft_says_what_the_transcript_says(root: Path) -> None:
     program = [sys.executable, "-I", "-S", str(HERE / "fake_ports.py"), "replay"]
     port = ProcessPort([*program, str(HERE / "transcript.jsonl"), str(root), str(log)])
     selection = Selection(in_order(all_vectors(root / "golden")), [PROFILES["float32"]])
-    results = summarise(port, selection, list(judge(port, selection, root / "work", None)))
+    results = summarise(port, selection, list(judge(port, selection, root / "answers", None)))
     port.close()
 
     expected = json.loads(json.dumps(said("refpeft")).replace("{root}", str(root)))
