@@ -6,6 +6,7 @@ Exit status (clause JG-8): 0 conforms; 1 does not; 2 wrong usage; 3 the port cou
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,6 +66,9 @@ def main() -> None:
       refpeft check module:object    judge a Python object
       refpeft smoke -- ./my_port     does it speak the protocol at all? values are not judged
     """  # noqa: D301  (\b is click's mark for text that keeps its lines)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that lacks a sign must not end the run
 
 
 @main.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
