@@ -19,7 +19,8 @@ from refpeft.errors import CheckpointError
 from refpeft.oracle import budget, questions
 from refpeft.oracle.budget import Floor, Profile
 from refpeft.oracle.cases import ask_of, can_answer, stages_of
-from refpeft.oracle.compare import Difference, compare, compare_document, missing, read_adapter
+from refpeft.oracle.compare import Difference, compare, first_difference, missing
+from refpeft.oracle.documents import compare_document, read_adapter
 from refpeft.oracle.floors import floors
 from refpeft.oracle.protocol import Implementation, RunCommand
 from refpeft.oracle.questions import QUESTIONS, Answer, Ask
@@ -126,7 +127,7 @@ def judge_one(
     output.mkdir(parents=True)
     reply = port.ask(ask, request)
     verdict, differences = compare_answer(vector, ask, profile, reply)
-    first = next((d for d in differences if not d.ok), None)
+    first = first_difference(differences)
     result = CaseResult(
         case=case.id,
         title=case.title,
