@@ -64,6 +64,13 @@ class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
     golden: bool = True
     """Compared with HF's own value; else with refpeft's, only to localise."""
 
+    @property
+    def worst(self) -> str:
+        """Where it is worst and the two numbers there, for people; a single number has no place."""
+        if not self.where:
+            return f"given {self.values}" if self.values else ""
+        return f"worst at {self.where}: {self.values}" if self.values else f"worst at {self.where}"
+
 
 def compare(
     name: str,

@@ -127,7 +127,7 @@ def _why(result: CaseResult) -> str:
         return f"First difference: {first.name} {first.reason}. {first.where}".strip()
     error = first.error if isinstance(first.error, str) else f"{first.error:.3g}"
     lines = [f"First difference: {first.name}, error {error} ({first.measure}), budget {first.derivation}."]
-    lines += [f"Worst at {first.where}: {first.values}."] if first.values else []
+    lines += [first.worst[:1].upper() + first.worst[1:] + "."] if first.values else []
     return "\n".join([*lines, *filter(None, [first.hint])])
 
 

@@ -398,3 +398,17 @@ def test_narrow_products_are_blamed_unless_a_product_before_was_right(
     assert found is not None
     assert (found.name, found.hint) == (wrong.name, hint if kept else "")
     assert first_difference([Difference("logits", ok=True)]) is None
+
+
+@pytest.mark.parametrize(
+    ("where", "values", "said"),
+    [
+        ("row 1", "1.5, HF 2.25", "worst at row 1: 1.5, HF 2.25"),
+        ("row 1", "", "worst at row 1"),
+        ("", "12.5, HF 13.9", "given 12.5, HF 13.9"),
+        ("", "", ""),
+    ],
+)
+def test_the_numbers_are_said_with_and_without_a_place(where: str, values: str, said: str) -> None:
+    """A loss has no place, and its two numbers are shown all the same."""
+    assert Difference("loss", ok=False, where=where, values=values).worst == said

@@ -113,8 +113,8 @@ def _block(group: Sequence[CaseResult]) -> Text:
             lines.append(f"    {first.reason}\n")
         if first.measure not in ("", "exact"):
             lines.append(f"    error {_short(first.error)} {first.measure}, budget {first.derivation}\n")
-        if first.where:
-            lines.append(f"    worst at {first.where}{': ' + first.values if first.values else ''}\n")
+        if first.worst:
+            lines.append(f"    {first.worst}\n")
         if first.hint:
             lines.append(f"    {first.hint}\n", "bold")
         lines.append(_before(case))

@@ -304,3 +304,9 @@ def test_the_bar_is_shown_on_a_terminal_only(terminal: bool) -> None:
         assert [(task.completed, task.total) for task in progress.tasks] == [(1, 7)]
         progress.refresh()
     assert ("1/7" in console.file.getvalue()) == terminal  # type: ignore[attr-defined]
+
+
+def test_a_loss_shows_its_two_numbers() -> None:
+    loss = msgspec.structs.replace(OVER, name="loss", where="", values="12.5693, HF 13.9135", clause="TK-3")
+    text = shown(case("NONCONFORMING", first=loss, differences=[loss]))
+    assert "; the floor decides\n    given 12.5693, HF 13.9135\n" in text
