@@ -7,7 +7,7 @@ array: `numpy.ndarray`, the boxes that autograd traces, and foreign arrays that 
 Why not autograd's own functions: several of their gradients widen float32 to float64 (`mean`, `max`, `where`, `**`), and
 others pass through host memory (`sum` adds a host array, `concatenate` views its result as ndarray, indexing scatters
 with `numpy.add.at`). The primitives below keep the dtype and the device of what they are given, gradients included.
-Elementwise `+ - * / @`, comparisons, `exp`, `log`, `sqrt` and `square` have no such fault and are autograd's.
+Elementwise `+ - * / @`, comparisons, `exp`, `log`, `sqrt`, `square` … have no such fault and are autograd's.
 
 How others differ: torch and JAX bring this layer with them; here it is what makes one readable text run in float32,
 float64, long double, on a GPU, and under simulated rounding.
@@ -26,6 +26,8 @@ from autograd.extend import VSpace, defvjp, defvjp_argnums
 from autograd.extend import primitive as _primitive
 from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.tracer import getval as _getval
+
+from refpeft import error_function as _error_function
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -59,6 +61,9 @@ Parameters: TypeAlias = Mapping[str, Array]
 
 exp: Callable[[Array], Array] = _traced.exp
 log: Callable[[Array], Array] = _traced.log
+log1p: Callable[[Array], Array] = _traced.log1p
+sin: Callable[[Array], Array] = _traced.sin
+cos: Callable[[Array], Array] = _traced.cos
 sqrt: Callable[[Array], Array] = _traced.sqrt
 square: Callable[[Array], Array] = _traced.square
 reshape: Callable[[Array, Sequence[int]], Array] = _traced.reshape
@@ -81,6 +86,15 @@ def tanh(x: Array) -> Array:
 
 
 defvjp(tanh, lambda ans, x: lambda g: g * (1 - ans * ans))
+
+
+@primitive
+def erf(x: Array) -> Array:
+    """The error function; how it is computed, and how exactly, is in `refpeft.error_function`."""
+    return cast("Array", _error_function.erf(x))
+
+
+defvjp(erf, lambda ans, x: lambda g: g * _error_function.slope(x))
 
 
 def _unreduced(reduced: Array, like: Array, axis: int | tuple[int, ...] | None, keepdims: bool) -> Array:
@@ -336,8 +350,8 @@ def register(array_type: type, to_host: Callable[[Any], Any] = _numpy.asarray) -
 
 
 __all__ = [
-    "Array", "Float", "Parameters", "arange", "broadcast_to", "cast_to", "concatenate", "constant_max",
-    "exp", "full", "log", "mean", "most_negative", "pick", "primitive", "register", "reshape", "sqrt",
-    "square", "sum", "swapaxes", "take_rows", "tanh", "to_host", "transpose", "unstack", "value_and_grad", "value_of",
-    "where",
+    "Array", "Float", "Parameters", "arange", "broadcast_to", "cast_to", "concatenate", "constant_max", "cos", "defvjp",
+    "erf", "exp", "full", "log", "log1p", "mean", "most_negative", "pick", "primitive", "register", "reshape", "sin",
+    "sqrt", "square", "sum", "swapaxes", "take_rows", "tanh", "to_host", "transpose", "unstack", "value_and_grad",
+    "value_of", "where",
 ]  # fmt: skip

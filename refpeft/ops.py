@@ -1,20 +1,21 @@
-"""The elementary operations of a transformer: affine map, normalisation, softmax, activations, loss.
+"""The elementary operations of a transformer: affine map, normalisation, softmax, losses; activations are beside it.
 
-Follows torch 2.13.0 (`torch.nn.functional`) and transformers 5.23.0 (`activations.py`, `loss/loss_utils.py`); where
-this file and those disagree, they win. All are computed in the dtype of their inputs: HF computes some of them in
-float32 whatever the model's dtype, which is an accuracy of HF's and no part of the specification (clause JG-4).
+Follows torch 2.13.0 (`torch.nn.functional`) and transformers 5.23.0 (`loss/loss_utils.py`); where this file and those
+disagree, they win. All are computed in the dtype of their inputs: HF computes some of them in float32 whatever the
+model's dtype, which is an accuracy of HF's and no part of the specification (clause JG-4).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 from jaxtyping import Int
 
 from refpeft import arrays as np
+from refpeft.activations import ACTIVATIONS, activation, bloom_gelu, gelu, gelu_new, relu, silu, softplus
 from refpeft.arrays import Array, Float
-from refpeft.errors import ConfigError
 from refpeft.steps import step
 
 IGNORE_INDEX = -100
@@ -36,10 +37,16 @@ def linear(
     return y if bias is None else y + bias
 
 
+def _affine(x: Array, weight: Array | None, bias: Array | None) -> Array:
+    """`x · weight + bias`, entry by entry, each only if there is one."""
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
 def layer_norm(
     x: Float[Array, "*rows hidden"],
-    weight: Float[Array, " hidden"],
-    bias: Float[Array, " hidden"],
+    weight: Float[Array, " hidden"] | None,
+    bias: Float[Array, " hidden"] | None,
     epsilon: float,
 ) -> Float[Array, "*rows hidden"]:
     """`(x − mean) / √(variance + ε) · weight + bias` over the last axis, with the biased variance (divide by n).
@@ -49,7 +56,61 @@ def layer_norm(
     """
     centred = x - np.mean(x, axis=-1, keepdims=True)
     variance = np.mean(np.square(centred), axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + epsilon) * weight + bias
+    return _affine(centred / np.sqrt(variance + epsilon), weight, bias)
+
+
+def rms_norm(
+    x: Float[Array, "*rows hidden"],
+    weight: Float[Array, " hidden"] | None,
+    bias: Float[Array, " hidden"] | None,
+    epsilon: float,
+) -> Float[Array, "*rows hidden"]:
+    """`x / √(mean(x²) + ε) · weight + bias` over the last axis: nothing is subtracted. No family of HF's has a bias.
+
+    Source: transformers `models/llama/modeling_llama.py`, `LlamaRMSNorm`; `T5LayerNorm` is the same function.
+    How others differ: the name LayerNorm of T5's; ε added to the root.
+    """
+    mean_square = np.mean(np.square(x), axis=-1, keepdims=True)
+    return _affine(x / np.sqrt(mean_square + epsilon), weight, bias)
+
+
+def rms_norm_plus_one(
+    x: Float[Array, "*rows hidden"],
+    weight: Float[Array, " hidden"] | None,
+    bias: Float[Array, " hidden"] | None,
+    epsilon: float,
+) -> Float[Array, "*rows hidden"]:
+    """`x / √(mean(x²) + ε) · (1 + weight) + bias`: Gemma stores how far the weight is from one.
+
+    Source: transformers `models/gemma/modeling_gemma.py`, `GemmaRMSNorm`.
+    How others differ: GGUF's files hold 1 + weight.
+    """
+    return rms_norm(x, None if weight is None else 1.0 + weight, bias, epsilon)
+
+
+class Norm(Protocol):
+    """What the norms have in common."""
+
+    def __call__(self, x: Array, weight: Array | None, bias: Array | None, epsilon: float) -> Array:
+        """The rows of `x`, normalised; weight and bias may be absent."""
+        ...
+
+
+NORMS: dict[str, Norm] = {
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "rms_norm_plus_one": rms_norm_plus_one,
+}
+"""The norms of the families, by refpeft's own names."""
+
+
+def softcap(x: Float[Array, "*any"], cap: float) -> Float[Array, "*any"]:
+    """`tanh(x / cap) · cap`: nearly x near 0, never beyond ±cap.
+
+    Source: transformers `models/gemma2/modeling_gemma2.py`, `eager_attention_forward` and `Gemma2ForCausalLM.forward`.
+    How others differ: kernels for attention that have no cap leave it out.
+    """
+    return np.tanh(x / cap) * cap
 
 
 def softmax(x: Float[Array, "*rows classes"]) -> Float[Array, "*rows classes"]:
@@ -67,51 +128,23 @@ def log_sum_exp(x: Float[Array, "*rows classes"]) -> Float[Array, "*rows"]:
     return np.log(np.sum(np.exp(x - shift), axis=-1)) + np.reshape(shift, shift.shape[:-1])
 
 
-def gelu_new(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """`x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`: the tanh approximation of GELU.
+# ---------------------------------------------------------------- losses
 
-    Source: transformers `activations.py`, `NewGELUActivation`; the same function is `gelu_pytorch_tanh`.
-    How others differ: the exact GELU uses erf and differs by up to 5e-4, which a tolerance of 1e-3 lets pass.
+
+def cross_entropy(
+    logits: Float[Array, "*rows classes"], labels: Int[Array, "*rows"], ignore_index: int = IGNORE_INDEX
+) -> Float[Array, ""]:
+    """`logsumexp(logits[r]) − logits[r, labels[r]]`, the mean over all rows whose label is not `ignore_index`.
+
+    Source: `torch.nn.functional.cross_entropy`. If no label counts, the answer is NaN and its gradient zero, as torch's.
     """
-    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))))
+    counted = labels != ignore_index
+    losses = log_sum_exp(logits) - np.pick(logits, np.where(counted, labels, 0))
+    count = np.sum(np.cast_to(counted, logits.dtype))
+    mean = np.sum(np.where(counted, losses, 0.0)) / np.where(count > 0, count, 1.0)
+    return np.where(count > 0, mean, math.nan)
 
 
-def relu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """`max(x, 0)`, with gradient 0 at 0 as torch. Source: `torch.nn.functional.relu`."""
-    return np.where(x > 0, x, 0.0)
-
-
-def silu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """`x · σ(x)`, written with tanh so that nothing overflows. Source: `torch.nn.functional.silu`."""
-    return x * (0.5 * (1.0 + np.tanh(0.5 * x)))
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu_new": gelu_new,
-    "gelu_pytorch_tanh": gelu_new,
-    "relu": relu,
-    "silu": silu,
-    "swish": silu,
-    "tanh": np.tanh,
-}
-"""HF's names of the activations that refpeft computes (transformers `activations.py`, `ACT2FN`)."""
-
-
-def activation(name: str) -> Callable[[Array], Array]:
-    """The activation of that name in HF's table.
-
-    Raises:
-        ConfigError: the name is not in `ACTIVATIONS`.
-    """
-    if name not in ACTIVATIONS:
-        raise ConfigError(
-            f"The base model's activation is {name!r}; refpeft computes {', '.join(sorted(ACTIVATIONS))}. "
-            "Use a base model with one of these."
-        )
-    return ACTIVATIONS[name]
-
-
-@step("loss", clause="TK-3", axes="", source="transformers loss/loss_utils.py ForCausalLMLoss")
 def causal_lm_loss(
     logits: Float[Array, "batch query vocab"], labels: Int[Array, "batch query"]
 ) -> Float[Array, ""]:
@@ -120,15 +153,95 @@ def causal_lm_loss(
         loss = Σ (logsumexp(logits[b,t]) − logits[b,t, labels[b,t+1]]) / number of labels[b,t+1] ≠ −100
 
     Source: transformers 5.23.0 `loss/loss_utils.py`, `ForCausalLMLoss`: shifts the labels left, ignores −100.
-    How others differ: the mean is over counted labels of the whole batch, not per row and then over rows. If no label
-    counts, the answer is NaN and its gradient zero, as torch's.
+    How others differ: the mean is over counted labels of the whole batch, not per row and then over rows.
     """
     nothing = np.full((labels.shape[0], 1), IGNORE_INDEX, labels.dtype, like=labels)
-    shifted = np.concatenate(
-        [labels[:, 1:], nothing], axis=1
-    )  # (batch, query): the last position predicts nothing
-    counted = shifted != IGNORE_INDEX
-    losses = log_sum_exp(logits) - np.pick(logits, np.where(counted, shifted, 0))
-    count = np.sum(np.cast_to(counted, logits.dtype))
-    mean = np.sum(np.where(counted, losses, 0.0)) / np.where(count > 0, count, 1.0)
-    return np.where(count > 0, mean, math.nan)
+    shifted = np.concatenate([labels[:, 1:], nothing], axis=1)  # the last position predicts nothing
+    return cross_entropy(logits, shifted)
+
+
+def seq2seq_loss(
+    logits: Float[Array, "batch query vocab"], labels: Int[Array, "batch query"]
+) -> Float[Array, ""]:
+    """Mean cross-entropy against the *same* position's label: the decoder's input was shifted instead. Ignores −100.
+
+    Source: transformers `models/t5/modeling_t5.py`, `T5ForConditionalGeneration.forward`; BART's is the same.
+    """
+    return cross_entropy(logits, labels)
+
+
+def token_classification_loss(
+    logits: Float[Array, "batch query labels"], labels: Int[Array, "batch query"]
+) -> Float[Array, ""]:
+    """Mean cross-entropy against the same position's label, ignoring −100. Source: `ForTokenClassification`."""
+    return cross_entropy(logits, labels)
+
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+
+def sequence_classification_loss(
+    logits: Float[Array, "batch labels"], labels: Array, problem_type: ProblemType
+) -> Float[Array, ""]:
+    """The loss of a classifier of sequences, a mean over the batch and, but for a single label, over all outputs.
+
+        regression:                   (logits − labels)²               labels (batch, labels), or (batch) for one output
+        single_label_classification:  cross-entropy, ignoring −100     labels (batch), whole numbers
+        multi_label_classification:   −labels · log σ(logits) − (1 − labels) · log σ(−logits)    labels (batch, labels)
+
+    Source: transformers `loss/loss_utils.py`, `ForSequenceClassificationLoss`; `torch.nn.BCEWithLogitsLoss`.
+    How others differ: a sum over the outputs; probabilities taken first, whose logarithm overflows.
+    """
+    if problem_type == "single_label_classification":
+        return cross_entropy(logits, np.reshape(labels, (-1,)))
+    wanted = np.reshape(np.cast_to(labels, logits.dtype), logits.shape)
+    if problem_type == "regression":
+        return np.mean(np.square(logits - wanted))
+    return np.mean((1.0 - wanted) * logits + softplus(-logits))
+
+
+def question_answering_loss(
+    start_logits: Float[Array, "batch query"],
+    end_logits: Float[Array, "batch query"],
+    start_positions: Int[Array, "*batch"],
+    end_positions: Int[Array, "*batch"],
+) -> Float[Array, ""]:
+    """Cross-entropies of where the answer begins and where it ends, over the positions of the text; half their sum.
+
+    A position from the length on does not count; one below 0 is 0, −100 too. Positions are (batch) or (batch, 1).
+
+    Source: transformers `loss/loss_utils.py`, `ForQuestionAnsweringLoss`.
+    How others differ: −100 ignored. If no start (or no end) counts, the answer is NaN, as HF's.
+    """
+    length = start_logits.shape[1]
+
+    def one(logits: Array, positions: Array) -> Array:
+        positions = np.reshape(positions, (-1,))
+        positions = np.where(positions < 0, 0, np.where(positions > length, length, positions))
+        return cross_entropy(logits, positions, ignore_index=length)
+
+    return (one(start_logits, start_positions) + one(end_logits, end_positions)) / 2.0
+
+
+LOSSES: dict[str, Callable[..., Array]] = {
+    "causal_lm": causal_lm_loss,
+    "seq2seq": seq2seq_loss,
+    "token_classification": token_classification_loss,
+    "sequence_classification": sequence_classification_loss,
+    "question_answering": question_answering_loss,
+}
+"""The loss of each kind of task."""
+
+
+@step("loss", clause="TK-3", axes="", source="transformers loss/loss_utils.py ForCausalLMLoss")
+def loss(kind: str, *arguments: Any) -> Float[Array, ""]:
+    """The loss of one kind of task, one of `LOSSES`: of what the model's head gave, and of the labels."""
+    return LOSSES[kind](*arguments)
+
+
+__all__ = [
+    "ACTIVATIONS", "IGNORE_INDEX", "LOSSES", "NORMS", "Norm", "ProblemType", "activation", "bloom_gelu", "causal_lm_loss",
+    "cross_entropy", "gelu", "gelu_new", "layer_norm", "linear", "log_sum_exp", "loss", "question_answering_loss", "relu",
+    "rms_norm", "rms_norm_plus_one", "seq2seq_loss", "sequence_classification_loss", "silu", "softcap", "softmax",
+    "softplus", "token_classification_loss",
+]  # fmt: skip

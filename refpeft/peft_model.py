@@ -101,7 +101,7 @@ def forward(
         position_ids = None
     decoded = stack.forward(base.parameters, base.config, embeds, mask, past, position_ids)
     logits = heads.language_model_head(decoded.hidden, base.parameters["head.weight"])
-    loss = None if labels is None else ops.causal_lm_loss(logits, labels)
+    loss = None if labels is None else ops.loss("causal_lm", logits, labels)
     return Output(loss, logits, decoded.past_key_values)
 
 

@@ -155,8 +155,8 @@ def _cut_with_mean_gradient(flat: Any, config: Any, batch: int) -> Any:
     return np.transpose(_mean_gradient(cut, (batch, *cut.shape)), (2, 0, 3, 1, 4))
 
 
-def _not_shifted(logits: Any, labels: Any) -> Any:
-    return definition("loss")(logits[:, 1:], labels[:, 1:])
+def _not_shifted(kind: str, logits: Any, labels: Any) -> Any:
+    return definition("loss")(kind, logits[:, 1:], labels[:, 1:])
 
 
 def _separated(prompts: Any, embeds: Any) -> Any:

@@ -227,7 +227,7 @@ def test_how_floors_came_about() -> None:
 @pytest.mark.parametrize(
     ("case", "step", "wrong", "stage"),
     [
-        ("forward/labels", "loss", lambda logits, labels: logits.sum() * 0 + 1.0, "loss"),
+        ("forward/labels", "loss", lambda kind, logits, labels: logits.sum() * 0 + 1.0, "loss"),
         ("forward/left-padding", "attention.scores", lambda q, k, v, s: q @ k.swapaxes(-1, -2) * s, "decoder.layers.0.attention.scores"),
         ("inputs/no-mask", "inputs.position_ids", lambda batch, m, past, given, like: numpy.arange(m)[None].repeat(batch, 0), "inputs.position_ids"),
         ("gradients/labels", "block.output", lambda hidden, out: hidden + 1.001 * out, "decoder.layers.0.output"),
