@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,19 +17,22 @@ MAXIMUM_JSON_BYTES = 10_000_000
 """A configuration is a few kilobytes; a larger file is something else, and is not parsed."""
 
 
-def read_json_object(path: Path, what: str) -> dict[str, Any]:
+def read_json_object(path: Path, what: str, *, unique: bool = False) -> dict[str, Any]:
     """Read the JSON object in the file at `path`; `what` says in messages what it holds ("the adapter's …").
 
-    Of a key that stands twice the last value counts, as with Python's `json`.
+    Of a key that stands twice the last value counts, as with Python's `json`, unless keys have to be `unique`.
 
     Raises:
         ConfigError: the file is missing, unreadable, larger than 10 MB, not UTF-8, not JSON (with line and
             column), holds a number that JSON does not have (NaN, Infinity, 1e999), is nested more than 100
-            deep, or its outermost value is not an object.
+            deep, has a key twice that must not, or its outermost value is not an object.
     """
     text = _read_text(path, what)
+    pairs = _unique if unique else None
     try:
-        value = json.loads(text, parse_constant=refuse_constant, parse_float=_finite_float)
+        value = json.loads(
+            text, parse_constant=refuse_constant, parse_float=_finite_float, object_pairs_hook=pairs
+        )
         if not is_shallow(value):
             raise RecursionError(f"it is nested more than {MAXIMUM_DEPTH} deep")  # noqa: TRY301
     except json.JSONDecodeError as error:
@@ -129,6 +133,14 @@ def _read_text(path: Path, what: str) -> str:
 def refuse_constant(name: str) -> float:
     """Python reads NaN and Infinity as numbers; JSON has none of them."""
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"it has the key {key[:100]!a} twice")
+    return found
 
 
 def _finite_float(text: str) -> float:

@@ -72,6 +72,22 @@ def test_deep_nesting(tmp_path: Path, opening: str, closing: str) -> None:
     )
 
 
+def test_keys_that_must_be_unique(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": {"b": 1}, "b": {"a": 2}}')
+    assert read_json_object(path, "the thing", unique=True) == {"a": {"b": 1}, "b": {"a": 2}}
+    for text, key in (
+        ('{"a": 1, "b": 2, "b": 2}', "'b'"),
+        ('{"c": [{"\\u001b": 1, "\\u001b": 2}]}', "'\\x1b'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            read_json_object(path, "the thing", unique=True)
+        assert str(caught.value) == (
+            f"'{path}' cannot be used: it has the key {key} twice. Correct the thing there."
+        )
+
+
 def test_ten_megabytes_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"{}" + b" " * 9_999_998)
     assert read_json_object(tmp_path / "a.json", "the thing") == {}

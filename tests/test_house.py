@@ -48,6 +48,7 @@ FLOORS = [
         "config",
         "fill_in",
         "tensors",
+        "sharded",
         "stored",
         "safetensors_header",
         "tokenizer",

@@ -41,6 +41,7 @@ from refpeft.oracle.questions import Answer
 from refpeft.oracle.reply import PortError, Reply, read_abilities, read_answer, read_reply
 from refpeft.oracle.run import judge
 from refpeft.oracle.vectors import Vector, all_vectors, golden_directory, read_vector
+from refpeft.sharded import INDEX_FILE, map_model
 from refpeft.tensors import read_tensors
 from refpeft.tokenizer import token_ids
 from refpeft.transformer.config import ModelConfig
@@ -246,6 +247,30 @@ def base_weights(data: bytes) -> None:
     assert all(numpy.isfinite(parameter).all() for parameter in base.parameters.values())
 
 
+@functools.cache
+def sharded() -> tuple[bytes, dict[str, bytes]]:
+    """The index of a model in two shards, which lie in `place()`, and each tensor's bytes."""
+    from refpeft.tensors import write_tensors
+
+    tensors = read_tensors(file_with("whole.safetensors", model_file("model.safetensors")), "the model")
+    halves = {f"model-{i + 1}.safetensors": sorted(tensors)[i::2] for i in range(2)}
+    (place() / "sharded").mkdir()
+    for shard, names in halves.items():
+        write_tensors(place() / "sharded" / shard, {name: tensors[name] for name in names})
+    weight_map = {name: shard for shard, names in halves.items() for name in names}
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    return json.dumps(index).encode(), {name: tensor.tobytes() for name, tensor in tensors.items()}
+
+
+@contract
+def base_index(data: bytes) -> None:
+    """The shards are good; what is read with any index is all that they hold, or nothing."""
+    _, expected = sharded()
+    tensors, path = map_model(file_with(f"sharded/{INDEX_FILE}", data).parent)
+    assert path.name == INDEX_FILE
+    assert {name: tensor.tobytes() for name, tensor in tensors.items()} == expected
+
+
 @contract
 def tokenizer(data: bytes) -> None:
     path = file_with("tokenizer.json", data)
@@ -437,6 +462,7 @@ TARGETS = {
         Target("model-config", model_config, lambda: [model_file("config.json")], of_json),
         Target("base-config", base_config, lambda: [model_file("config.json")], of_json),
         Target("base-weights", base_weights, lambda: [model_file("model.safetensors")], mutated_safetensors),
+        Target("base-index", base_index, lambda: [sharded()[0]], of_json),
         Target("tokenizer", tokenizer, lambda: [model_file("tokenizer.json")], of_json, slow=True),
         case_of("mask"),
         case_of("random"),

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="needs /dev/shm or the like, and limits of memory"
 )
 FAST = [name for name, target in TARGETS.items() if not target.slow]
-GRID = ("adapter-config", "model-config", "floors", "last-failed", "start-answer", "run-answer")
+GRID = ("adapter-config", "model-config", "base-index", "floors", "last-failed", "start-answer", "run-answer")
 """Targets whose loaders are quick enough for every odd value of every key."""
 
 
