@@ -101,8 +101,7 @@ class Shared:
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if function is numpy.swapaxes:
-            view = numpy.swapaxes(self.stored.view, *args[1:], **kwargs)
-            return Shared(Stored(view, self.stored.dtype), self.replay)
+            return Shared(numpy.swapaxes(self.stored, *args[1:], **kwargs), self.replay)
         return self.ndim if function is numpy.ndim else NotImplemented
 
     def behind(self, left: Together) -> Together:

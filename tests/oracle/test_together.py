@@ -91,6 +91,17 @@ def test_a_product_with_a_stored_weight_is_each_arithmetic_s_own() -> None:
     numpy.testing.assert_array_equal(budget._plain(product.values[2]).reshape(-1, 4), backwards)
 
 
+def test_a_product_with_a_slice_of_a_stored_tensor() -> None:
+    """A view of more axes than the matrix that it stands for."""
+    random, replay = numpy.random.default_rng(0), Replay("float32")
+    left = random.normal(size=(2, 3, 5))
+    fused = random.normal(size=(2, 3, 2, 5)).astype(numpy.float32)
+    weight = replay.wrap(Stored(fused[:, 1], "float64", (4, 5)))
+    product = replay.wrap(left) @ numpy.swapaxes(weight, -1, -2)
+    for value in product.values:
+        numpy.testing.assert_allclose(budget._plain(value), left @ fused[:, 1].reshape(4, 5).T, atol=1e-5)
+
+
 def test_rows_of_a_stored_table_are_moved_and_exact_in_the_first_replay() -> None:
     table = numpy.random.default_rng(0).normal(size=(7, 5)).astype(numpy.float32)
     ids = numpy.array([[1, 6]])
