@@ -208,6 +208,30 @@ def concatenate(arrays: Sequence[Array], axis: int) -> Array:
 
 
 @primitive
+def cut(x: Array, start: int, stop: int, axis: int) -> Array:
+    """The entries from `start` to before `stop` along an axis."""
+    return cast("Array", x[(slice(None),) * (axis % x.ndim) + (slice(start, stop),)])
+
+
+def _cut_gradient(ans: Array, x: Array, start: int, stop: int, axis: int) -> Callable[[Array], Array]:
+    def zeros(count: int, g: Array) -> Array:
+        shape = tuple(count if a == axis % x.ndim else n for a, n in enumerate(x.shape))
+        return full(shape, 0, g.dtype, like=g)
+
+    after = x.shape[axis] - start - ans.shape[axis]
+    return lambda g: _numpy.concatenate([zeros(start, g), g, zeros(after, g)], axis=axis)
+
+
+defvjp(cut, _cut_gradient)
+
+
+def entry(x: Array, index: int, axis: int) -> Array:
+    """One entry along an axis, which disappears."""
+    axis %= x.ndim
+    return reshape(cut(x, index, index + 1, axis), (*x.shape[:axis], *x.shape[axis + 1 :]))
+
+
+@primitive
 def unstack(x: Array) -> tuple[Array, ...]:
     """The entries of `x` along its first axis, as a tuple."""
     return tuple(x[i] for i in range(x.shape[0]))
@@ -272,6 +296,16 @@ def arange(stop: int, like: Array) -> Array:
 def full(shape: Sequence[int], value: float, dtype: Any, like: Array) -> Array:
     """An array of one value, where `like` lives."""
     return _numpy.full_like(cast("Any", _getval(like)), value, dtype=dtype, shape=tuple(shape))
+
+
+def cumsum(x: Array) -> Array:
+    """Running sums along the last axis; for masks and counts, nothing is differentiated through it."""
+    return cast("Array", _numpy.cumsum(cast("Any", _getval(x)), axis=-1))
+
+
+def round_to(x: Array, dtype: Any) -> Array:
+    """`x` rounded to another floating-point format, and back in its own."""
+    return cast("Array", x.astype(dtype).astype(x.dtype))
 
 
 def value_of(x: Any) -> Any:
@@ -350,8 +384,8 @@ def register(array_type: type, to_host: Callable[[Any], Any] = _numpy.asarray) -
 
 
 __all__ = [
-    "Array", "Float", "Parameters", "arange", "broadcast_to", "cast_to", "concatenate", "constant_max", "cos", "defvjp",
-    "erf", "exp", "full", "log", "log1p", "mean", "most_negative", "pick", "primitive", "register", "reshape", "sin",
+    "Array", "Float", "Parameters", "arange", "broadcast_to", "cast_to", "concatenate", "constant_max", "cos", "cumsum", "cut",
+    "defvjp", "entry", "erf", "exp", "full", "log", "log1p", "mean", "most_negative", "pick", "primitive", "register", "reshape", "round_to", "sin",
     "sqrt", "square", "sum", "swapaxes", "take_rows", "tanh", "to_host", "transpose", "unstack", "value_and_grad",
     "value_of", "where",
 ]  # fmt: skip

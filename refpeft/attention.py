@@ -7,15 +7,18 @@ specs/notation.md: (batch, heads, query, head_dim), with `key` = virtual + token
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Bool
 
 from refpeft import arrays as np
 from refpeft.arrays import Array, Float
-from refpeft.ops import linear, softmax
+from refpeft.ops import linear, softcap as capped, softmax
+from refpeft.positions import rotate
 from refpeft.steps import step
 
 _GPT2 = "transformers models/gpt2/modeling_gpt2.py "
-_LAYER = "{stack}.layers.{layer}.attention."
+_LAYER = "{stack}.layers.{layer}.{attention}."
 
 
 def split_heads(
@@ -143,13 +146,19 @@ def scores(
     key_states: Float[Array, "batch kv_heads key head_dim"],
     visible: Bool[Array, "batch query key"],
     scale: float,
+    *,
+    softcap: float | None = None,
+    bias: Float[Array, "#batch heads #query key"] | None = None,
 ) -> Float[Array, "batch heads query key"]:
     """`scale · query · keyᵀ`, plus the dtype's most negative number where the query does not see the key.
 
-    One scale for prefix and text alike. How others differ: −1e4, −inf or a boolean mask instead of the most negative
+    One scale for prefix and text alike. `softcap` c makes c · tanh(s/c) of the scaled products (Gemma-2); `bias` is added
+    before the mask (ALiBi, relative positions). How others differ: −1e4, −inf or a boolean mask instead of the most negative
     number are right as well (masked scores are compared by class, clause JG-5), unless a whole row is masked.
     """
     logits = query @ np.swapaxes(repeat_kv(key_states, query.shape[1]), -1, -2) * scale
+    logits = logits if softcap is None else capped(logits, softcap)
+    logits = logits if bias is None else logits + bias
     hidden = np.full((1,), np.most_negative(logits.dtype), logits.dtype, like=np.value_of(logits))
     return logits + np.where(
         visible[:, None, :, :], 0.0, hidden
@@ -202,6 +211,41 @@ def output(
     return linear(context, weight, bias)
 
 
+@step(
+    "attention.query_rotated",
+    clause="PO-3",
+    stage=_LAYER + "query_rotated",
+    axes="batch heads query head_dim",
+    source="transformers models/llama/modeling_llama.py apply_rotary_pos_emb",
+)
+def query_rotated(
+    query: Float[Array, "batch heads query head_dim"],
+    cosine: Float[Array, "#batch 1 query rotary"],
+    sine: Float[Array, "#batch 1 query rotary"],
+) -> Float[Array, "batch heads query head_dim"]:
+    """Queries turned by their positions, which start behind a prefix."""
+    return rotate(query, cosine, sine)
+
+
+@step(
+    "attention.key_rotated",
+    clause="PO-3",
+    stage=_LAYER + "key_rotated",
+    axes="batch kv_heads query head_dim",
+    source="transformers models/llama/modeling_llama.py apply_rotary_pos_emb",
+)
+def key_rotated(
+    key: Float[Array, "batch kv_heads query head_dim"],
+    cosine: Float[Array, "#batch 1 query rotary"],
+    sine: Float[Array, "#batch 1 query rotary"],
+) -> Float[Array, "batch kv_heads query head_dim"]:
+    """The layer's own keys turned by their positions. A prefix's keys are not: they are stored as if they were already.
+
+    How others differ: the prefix turned with the text, which is invisible with one virtual token at position 0.
+    """
+    return rotate(key, cosine, sine)
+
+
 def attend(
     query: Float[Array, "batch heads query head_dim"],
     key: Float[Array, "batch kv_heads query head_dim"],
@@ -212,6 +256,7 @@ def attend(
     | None,
     visible: Bool[Array, "batch query key"],
     scale: float,
+    **options: Any,
 ) -> tuple[
     Float[Array, "batch query width"],
     tuple[Float[Array, "batch kv_heads key head_dim"], Float[Array, "batch kv_heads key head_dim"]],
@@ -220,10 +265,12 @@ def attend(
 
         context = softmax(scale · q · [prefix_key ; key]ᵀ + mask) · [prefix_value ; value]
 
+    `options` are those of `scores`: a softcap, a bias.
+
     Returns:
         The context (batch, query, heads · head_dim), and the key and value states: the cache for the next token.
     """
     all_keys = key_states(past[0] if past else None, key)
     all_values = value_states(past[1] if past else None, value)
-    attention_weights = weights(scores(query, all_keys, visible, scale))
+    attention_weights = weights(scores(query, all_keys, visible, scale, **options))
     return context(attention_weights, all_values), (all_keys, all_values)

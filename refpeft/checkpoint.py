@@ -5,6 +5,7 @@ Follows HF peft 0.21.2 `peft_model.py` (`save_pretrained`, `from_pretrained`) an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 
 from refpeft import prefix_encoder, prompt_embedding
 from refpeft.arrays import Array, Float, Parameters
-from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
+from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.errors import CheckpointError
 from refpeft.tensors import FLOATING, finite_in, read_tensors, write_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 TENSOR = "prompt_embeddings"
-"""The one tensor of an adapter file, for both methods (clause CK-1)."""
+"""The virtual tokens' tensor in an adapter file, for both methods (clause CK-1)."""
+HEAD = "base_model."
+"""How the names of the other tensors begin: heads that were trained beside the virtual tokens."""
 
 
 def prompt_embeddings(parameters: Parameters, config: PromptLearningConfig) -> Float[Array, "virtual width"]:
@@ -37,7 +40,8 @@ def prompt_embeddings(parameters: Parameters, config: PromptLearningConfig) -> F
 def save(directory: str | Path, config: PromptLearningConfig, parameters: Parameters) -> None:
     """Write an adapter directory that HF peft loads. Clauses CK-1, CK-2.
 
-    The configuration is written with `inference_mode` true, whatever it is in memory, as HF does. Each file appears
+    The configuration is written with `inference_mode` true, whatever it is in memory, as HF does. Heads that are trained beside
+    the virtual tokens stand in the same file, under their names with `base_model.` before. Each file appears
     whole or not at all; the configuration comes last, so that a directory with a configuration has its weights.
 
     Raises:
@@ -46,19 +50,24 @@ def save(directory: str | Path, config: PromptLearningConfig, parameters: Parame
     path = Path(directory)
     if path.is_file():
         raise CheckpointError(f"Provided path ({path}) should be a directory, not a file")
-    tensor = numpy.asarray(prompt_embeddings(parameters, config))
+    heads = {name: value for name, value in parameters.items() if name.startswith(HEAD)}
+    tensors = {TENSOR: prompt_embeddings(parameters, config), **heads}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_tensors(path / WEIGHTS_FILE, {TENSOR: tensor}, metadata={"format": "pt"})
+        write_tensors(
+            path / WEIGHTS_FILE, {name: numpy.asarray(value) for name, value in tensors.items()}, metadata={"format": "pt"}
+        )
         replace(config, inference_mode=True).save_pretrained(path)
     except OSError as error:
         raise CheckpointError(f"Can't write the adapter to '{path}': {error.strerror or error}.") from error
 
 
-def load(directory: str | Path, dtype: Any = "float64") -> tuple[PromptLearningConfig, NDArray[Any]]:
-    """Read an adapter directory: its configuration, in inference mode, and its `prompt_embeddings`. Clause CK-3.
+def load(
+    directory: str | Path, dtype: Any = "float64"
+) -> tuple[PromptLearningConfig, dict[str, NDArray[Any]]]:
+    """Read an adapter directory: its configuration, in inference mode, its `prompt_embeddings`, and its heads. Clause CK-3.
 
-    The tensor comes in `dtype`, the base model's.
+    The tensors come in `dtype`, the base model's.
 
     Raises:
         ConfigError: adapter_config.json is missing or wrong.
@@ -77,39 +86,45 @@ def load(directory: str | Path, dtype: Any = "float64") -> tuple[PromptLearningC
             f"'{path}' has no tensor '{TENSOR}'; it holds {', '.join(sorted(tensors)) or 'none'}. HF peft saves one "
             f"tensor of that name: the prompt's table, or the flat prefix after any projection."
         )
-    further = sorted(set(tensors) - {TENSOR})
-    if further:
-        raise CheckpointError(
-            f"'{path}' also holds {', '.join(further[:5])}{' …' if len(further) > 5 else ''}: modules that were trained beside the "
-            "virtual tokens. refpeft does not load them, and without them its answers would not be HF's."
-        )
     tensor = tensors[TENSOR]
     if str(tensor.dtype) not in FLOATING or tensor.ndim != 2:
         raise CheckpointError(
             f"'{TENSOR}' in '{path}' is {tensor.dtype} of shape {tensor.shape}; it must be a floating-point matrix with "
             "one row for each virtual token."
         )
-    return config, finite_in(tensor, dtype, TENSOR, path)
+    return config, {name: finite_in(value, dtype, name, path) for name, value in tensors.items()}
 
 
 def parameters_from(
-    prompt_embeddings: NDArray[Any], config: PromptLearningConfig, directory: str | Path
+    tensors: Mapping[str, NDArray[Any]], wanted: Mapping[str, tuple[int, ...]], directory: str | Path
 ) -> dict[str, NDArray[Any]]:
-    """The trainable parameters of a loaded adapter, once its configuration is filled in from the base model.
+    """The parameters of a loaded adapter, once its configuration is filled in from the base model.
+
+    `wanted`: the shape of `prompt_embeddings`, and of each tensor of a head that was trained with it.
 
     Raises:
-        CheckpointError: the tensor's shape is not what the configuration and the base model say.
+        CheckpointError: a tensor is missing, or there is one too many; or its shape is not what the configuration and the base
+            model say.
     """
-    if isinstance(config, PrefixTuningConfig):
-        expected = prefix_encoder.parameter_shapes(config)
-    else:
-        assert isinstance(config, PromptTuningConfig)  # noqa: S101  (the two classes there are)
-        expected = prompt_embedding.parameter_shapes(config)
-    ((name, shape),) = expected.items()  # in inference mode there is one parameter
-    if prompt_embeddings.shape != shape:
+    further = sorted(set(tensors) - set(wanted))
+    if further:
         raise CheckpointError(
-            f"'{TENSOR}' in '{directory}' has shape {prompt_embeddings.shape}; with its adapter_config.json and this base "
-            f"model it must be {shape}: (virtual tokens, {'2 · layers · token_dim' if len(shape) and isinstance(config, PrefixTuningConfig) else 'token_dim'}). "
-            "Was the adapter trained for another base model?"
+            f"'{Path(directory) / WEIGHTS_FILE}' also holds {', '.join(further[:5])}{' …' if len(further) > 5 else ''}: modules "
+            "that were trained beside the virtual tokens. refpeft does not load them, and without them its answers would not be "
+            "HF's."
         )
-    return {name: prompt_embeddings}
+    missing = sorted(set(wanted) - set(tensors))
+    if missing:
+        raise CheckpointError(
+            f"'{Path(directory) / WEIGHTS_FILE}' has no tensor {', '.join(missing)}, which its task trains beside the virtual "
+            "tokens. Was it saved by HF peft or refpeft?"
+        )
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            what = {2: "(virtual tokens, 2 · layers · token_dim) or (virtual tokens, token_dim)"}
+            raise CheckpointError(
+                f"'{name}' in '{directory}' has shape {tensors[name].shape}; with its adapter_config.json and this base model it "
+                f"must be {shape}{': ' + what[2] if name == TENSOR else ''}. Was the adapter trained for another base model?"
+            )
+    renamed = {TENSOR: prompt_embedding.EMBEDDING}
+    return {renamed.get(name, name): tensors[name] for name in wanted}

@@ -30,6 +30,7 @@ def prepare_attention_mask(
 @step(
     "inputs.attention_mask",
     clause="MK-1",
+    stage="inputs.{which}attention_mask",
     axes="batch key",
     kind="exact",
     source="peft peft_model.py PeftModelForCausalLM.forward",
@@ -51,6 +52,7 @@ def extend_attention_mask(
 @step(
     "decoder.visible",
     clause="MK-3",
+    stage="{stack}.visible",
     axes="batch query key",
     kind="exact",
     source="transformers masking_utils.py create_causal_mask",
@@ -70,3 +72,70 @@ def causal_visibility(
     if attention_mask is None:
         return np.broadcast_to(causal, (batch_size, queries, keys))
     return np.where((attention_mask != 0)[:, None, :], causal, False)
+
+
+@step(
+    "decoder.sliding_visible",
+    clause="MK-4",
+    stage="{stack}.sliding_visible",
+    axes="batch query key",
+    kind="exact",
+    source="transformers masking_utils.py create_sliding_window_causal_mask",
+)
+def sliding_visibility(
+    attention_mask: Float[Array, "batch key"] | None,
+    batch_size: int,
+    queries: int,
+    keys: int,
+    window: int,
+    cut: int,
+    like: Array,
+) -> Bool[Array, "batch query window_key"]:
+    """As causal visibility, but the last `window` keys alone, virtual tokens counted: a prefix falls out of the window.
+
+    `cut`: so many of the first keys are not in the layer's cache any more (Gemma-2, Gemma-3), and have no column.
+    How others differ: windows counted without the prefix, so that it is always seen.
+    """
+    position = np.arange(queries, like=like)[:, None] + (keys - queries)
+    column = np.arange(keys, like=like)[None, :]
+    seen = (column <= position) & (column > position - window)
+    visible = np.broadcast_to(seen, (batch_size, queries, keys))
+    if attention_mask is not None:
+        visible = np.where((attention_mask != 0)[:, None, :], seen, False)
+    return visible[:, :, cut:]
+
+
+@step(
+    "encoder.visible",
+    clause="MK-5",
+    stage="{stack}.visible",
+    axes="batch query key",
+    kind="exact",
+    source="transformers masking_utils.py create_bidirectional_mask",
+)
+def bidirectional_visibility(
+    attention_mask: Float[Array, "batch key"] | None, batch_size: int, queries: int, keys: int, like: Array
+) -> Bool[Array, "batch query key"]:
+    """Every key that is not masked, for every query: an encoder looks in both directions, at a prefix too.
+
+    How others differ: a prefix that makes an encoder causal, or a mask as wide as the text alone.
+    """
+    if attention_mask is None:
+        return np.broadcast_to(np.arange(keys, like=like) >= 0, (batch_size, queries, keys))
+    return np.broadcast_to((attention_mask != 0)[:, None, :], (batch_size, queries, keys))
+
+
+@step(
+    "decoder.cross_visible",
+    clause="MK-5",
+    axes="batch query encoder_key",
+    kind="exact",
+    source="transformers masking_utils.py create_bidirectional_mask",
+)
+def cross_visibility(
+    attention_mask: Float[Array, "batch key"] | None, batch_size: int, queries: int, keys: int, like: Array
+) -> Bool[Array, "batch query encoder_key"]:
+    """Which of the encoder's positions the decoder sees: those that the encoder's own mask shows, virtual tokens included."""
+    if attention_mask is None:
+        return np.broadcast_to(np.arange(keys, like=like) >= 0, (batch_size, queries, keys))
+    return np.broadcast_to((attention_mask != 0)[:, None, :], (batch_size, queries, keys))

@@ -122,10 +122,13 @@ def softmax(x: Float[Array, "*rows classes"]) -> Float[Array, "*rows classes"]:
     return exponentials / np.sum(exponentials, axis=-1, keepdims=True)
 
 
-def log_sum_exp(x: Float[Array, "*rows classes"]) -> Float[Array, "*rows"]:
-    """`log Σⱼ exp(xⱼ)` over the last axis, shifted by the maximum against overflow. Source: `torch.logsumexp`."""
-    shift = np.constant_max(x, axis=-1)
-    return np.log(np.sum(np.exp(x - shift), axis=-1)) + np.reshape(shift, shift.shape[:-1])
+def log_softmax(x: Float[Array, "*rows classes"]) -> Float[Array, "*rows classes"]:
+    """`xᵢ − log Σⱼ exp(xⱼ)` over the last axis, shifted by the maximum first, so that small differences survive.
+
+    Source: `torch.nn.functional.log_softmax`.
+    """
+    shifted = x - np.constant_max(x, axis=-1)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
 
 
 # ---------------------------------------------------------------- losses
@@ -134,12 +137,12 @@ def log_sum_exp(x: Float[Array, "*rows classes"]) -> Float[Array, "*rows"]:
 def cross_entropy(
     logits: Float[Array, "*rows classes"], labels: Int[Array, "*rows"], ignore_index: int = IGNORE_INDEX
 ) -> Float[Array, ""]:
-    """`logsumexp(logits[r]) − logits[r, labels[r]]`, the mean over all rows whose label is not `ignore_index`.
+    """`−log_softmax(logits[r])[labels[r]]`, the mean over all rows whose label is not `ignore_index`.
 
     Source: `torch.nn.functional.cross_entropy`. If no label counts, the answer is NaN and its gradient zero, as torch's.
     """
     counted = labels != ignore_index
-    losses = log_sum_exp(logits) - np.pick(logits, np.where(counted, labels, 0))
+    losses = -np.pick(log_softmax(logits), np.where(counted, labels, 0))
     count = np.sum(np.cast_to(counted, logits.dtype))
     mean = np.sum(np.where(counted, losses, 0.0)) / np.where(count > 0, count, 1.0)
     return np.where(count > 0, mean, math.nan)
@@ -241,7 +244,7 @@ def loss(kind: str, *arguments: Any) -> Float[Array, ""]:
 
 __all__ = [
     "ACTIVATIONS", "IGNORE_INDEX", "LOSSES", "NORMS", "Norm", "ProblemType", "activation", "bloom_gelu", "causal_lm_loss",
-    "cross_entropy", "gelu", "gelu_new", "layer_norm", "linear", "log_sum_exp", "loss", "question_answering_loss", "relu",
+    "cross_entropy", "gelu", "gelu_new", "layer_norm", "linear", "log_softmax", "loss", "question_answering_loss", "relu",
     "rms_norm", "rms_norm_plus_one", "seq2seq_loss", "sequence_classification_loss", "silu", "softcap", "softmax",
     "softplus", "token_classification_loss",
 ]  # fmt: skip

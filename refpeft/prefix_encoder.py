@@ -12,6 +12,8 @@ and each row of `flat` (2 · layers · kv_heads · head_dim numbers for one virt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from refpeft import arrays as np
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig
@@ -141,6 +143,34 @@ def value_row(layer: int, layers: int) -> int:
     return 2 * layer + 1
 
 
+@step("prefix.decoder_key_row", clause="PX-8", stage="", axes="", source=_GET_PROMPT)
+def decoder_key_row(layer: int, layers: int) -> int:
+    """Behind an encoder (num_transformer_submodules 2), layer l's keys are in block 4·l mod 2·layers.
+
+    HF lays two copies of the 2 · layers blocks side by side and cuts the row into fours, of which it uses the first two. With an
+    even number of layers, layers l and l + layers/2 therefore share their prefix, and blocks 4·l + 2 and 4·l + 3 are dead:
+    stored, trained and saved, with a gradient of zero.
+    How others differ: blocks 2·l and 2·l + 1, as in a decoder alone.
+    """
+    return 4 * layer % (2 * layers)
+
+
+@step("prefix.decoder_value_row", clause="PX-8", stage="", axes="", source=_GET_PROMPT)
+def decoder_value_row(layer: int, layers: int) -> int:
+    """Behind an encoder, layer l's values are in the block after its keys."""
+    return 4 * layer % (2 * layers) + 1
+
+
+@step("prefix.cut", clause="PX-9", stage="", axes="", source="transformers cache_utils.py DynamicSlidingWindowLayer.update")
+def forgotten(virtual: int, window: int | None) -> int:
+    """How many of the first virtual tokens the cache of a layer does not keep.
+
+    Gemma-2's and Gemma-3's layers with a window keep the last window − 1, though positions count all; other families keep all.
+    No query could have seen the others, so that logits do not change.
+    """
+    return 0 if window is None or window < 2 else max(0, virtual - (window - 1))
+
+
 @step(
     "prefix.key",
     clause="PX-4",
@@ -173,19 +203,31 @@ def value(
 
 
 def forward(
-    parameters: Parameters, config: PrefixTuningConfig, batch_size: int
+    parameters: Parameters,
+    config: PrefixTuningConfig,
+    batch_size: int,
+    windows: Sequence[int | None] = (),
 ) -> tuple[tuple[Array, Array], ...]:
     """Trainable parameters -> one `(key, value)` for each layer, each (batch, kv_heads, virtual, head_dim).
+
+    `windows`: each layer's, where the base model's cache cuts the prefix to it (PX-9). Behind an encoder the layers are the
+    decoder's (PX-8); no other attention gets a prefix.
 
     Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.get_prompt`: `view(batch, virtual, 2 · layers, heads, head_dim)`,
     `permute(2, 0, 3, 1, 4)`, `split(2)`.
     """
     layers = config.num_layers or 0
     blocks = np.unstack(rows(flat(parameters, config), config, batch_size))
+    behind_encoder = config.num_transformer_submodules == 2
+    rows_of = (decoder_key_row, decoder_value_row) if behind_encoder else (key_row, value_row)
     pairs = []
     for layer in range(layers):
+        virtual = blocks[0].shape[2]
+        first = forgotten(virtual, windows[layer] if windows else None)
+        own = [blocks[row(layer, layers)] for row in rows_of]
+        own = [np.cut(block, first, virtual, 2) for block in own] if first else own
         with scope(layer=layer):
-            pairs.append((key(blocks[key_row(layer, layers)]), value(blocks[value_row(layer, layers)])))
+            pairs.append((key(own[0]), value(own[1])))
     return tuple(pairs)
 
 

@@ -38,7 +38,8 @@ class Step:
     clause: str
     """The label of the clause in specs/ that this step implements."""
     stage: str
-    """Template of the stage's name; `{stack}` and `{layer}` come from the scope. Empty: replaceable, not recorded."""
+    """Template of the stage's name; `{stack}`, `{layer}`, `{attention}` (or cross_attention) and `{which}` (nothing, or
+    decoder_ for what is given to a decoder behind an encoder) come from the scope. Empty: replaceable, not recorded."""
     kind: Kind
     """The class of the result, by provenance."""
     axes: tuple[str, ...]
@@ -56,6 +57,8 @@ _recorder: ContextVar[Callable[[str, Any], None] | None] = ContextVar("refpeft_r
 _replacements: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("refpeft_replacements")
 _scope: ContextVar[Mapping[str, object]] = ContextVar("refpeft_scope")
 _NOTHING: Mapping[str, Any] = {}
+_OUTSIDE: Mapping[str, object] = {"which": "", "attention": "attention"}
+"""What a stage's name says where no scope says otherwise: the only sequence, and a layer's own attention."""
 
 
 def step(
@@ -77,7 +80,7 @@ def step(
             result = cast("R", replacement(*args, **kwargs)) if replacement else function(*args, **kwargs)
             record = _recorder.get()
             if record is not None and entry.stage:
-                record(entry.stage.format_map(_scope.get(_NOTHING)), value_of(result))
+                record(entry.stage.format_map(_scope.get(_OUTSIDE)), value_of(result))
             return result
 
         return run
@@ -88,7 +91,7 @@ def step(
 @contextmanager
 def scope(**variables: object) -> Iterator[None]:
     """Say in which layer, of which stack, the steps inside run; it fills in the names of their stages. Scopes nest."""
-    token = _scope.set({**_scope.get(_NOTHING), **variables})
+    token = _scope.set({**_scope.get(_OUTSIDE), **variables})
     try:
         yield
     finally:

@@ -12,7 +12,9 @@ _VARIABLES = {
     "{stack}": "[a-z]+",
     "{layer}": "[0-9]+",
     "{step}": "[0-9]+",
-    "{parameter}": r"prompt_encoder\..+",
+    "{parameter}": r"(?:prompt_encoder|base_model)\..+",
+    "{which}": "(?:decoder_)?",
+    "{attention}": "(?:cross_)?attention",
 }
 """What the variables of a stage's name stand for."""
 

@@ -1,16 +1,20 @@
-"""One layer of the frozen base model: attention and a feed-forward network, each behind a norm and added back.
+"""One layer of the frozen base model: attention and a feed-forward network, each with a norm and added back.
 
-Follows transformers 5.23.0 `models/gpt2/modeling_gpt2.py` (`GPT2Block`, `GPT2MLP`).
+Follows transformers 5.23.0 `models/gpt2/modeling_gpt2.py` (`GPT2Block`, `GPT2MLP`); other families differ by the choices
+of `ModelConfig`, and each step says whose they are. No dropout.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool
 
 from refpeft import attention
 from refpeft.arrays import Array, Float, Parameters
-from refpeft.ops import activation, layer_norm, linear
-from refpeft.steps import step
+from refpeft.ops import activation, linear
+from refpeft.steps import scope, step
+from refpeft.transformer import norms
 from refpeft.transformer.config import ModelConfig
 
 _LAYER = "{stack}.layers.{layer}."
@@ -21,21 +25,19 @@ KeyValue = tuple[Array, Array]
 """Keys and values of one layer, each (batch, kv_heads, key, head_dim)."""
 
 
-@step(
-    "block.input_norm",
-    clause="AT-1",
-    stage=_LAYER + "input_norm",
-    axes=_HIDDEN,
-    source=_GPT2 + "GPT2Block.forward",
-)
-def input_norm(
-    hidden: Float[Array, "batch query hidden"],
-    weight: Float[Array, " hidden"],
-    bias: Float[Array, " hidden"],
-    epsilon: float,
-) -> Float[Array, "batch query hidden"]:
-    """The norm before attention. The prefix's keys and values never pass through it."""
-    return layer_norm(hidden, weight, bias, epsilon)
+class Surroundings(NamedTuple):
+    """What a layer sees beside the hidden states and its own cache."""
+
+    visible: Array
+    """(batch, query, key): which keys each query sees."""
+    rotation: tuple[Array, Array] | None = None
+    """Cosine and sine of the text's positions."""
+    bias: Array | None = None
+    """(batch or 1, heads, query or 1, key): what is added to the scores."""
+    encoded: Array | None = None
+    """(batch, encoder_key, hidden): the encoder's last hidden states."""
+    cross_visible: Array | None = None
+    """(batch, query, encoder_key)."""
 
 
 @step(
@@ -53,20 +55,17 @@ def after_attention(
 
 
 @step(
-    "block.post_attention_norm",
-    clause="AT-5",
-    stage=_LAYER + "post_attention_norm",
+    "block.after_cross_attention",
+    clause="AT-8",
+    stage=_LAYER + "after_cross_attention",
     axes=_HIDDEN,
-    source=_GPT2 + "GPT2Block.forward",
+    source="transformers models/t5/modeling_t5.py T5LayerCrossAttention.forward",
 )
-def post_attention_norm(
-    hidden: Float[Array, "batch query hidden"],
-    weight: Float[Array, " hidden"],
-    bias: Float[Array, " hidden"],
-    epsilon: float,
+def after_cross_attention(
+    hidden: Float[Array, "batch query hidden"], attention_output: Float[Array, "batch query hidden"]
 ) -> Float[Array, "batch query hidden"]:
-    """The norm before the feed-forward network."""
-    return layer_norm(hidden, weight, bias, epsilon)
+    """The residual connection around cross-attention."""
+    return hidden + attention_output
 
 
 @step(
@@ -79,11 +78,28 @@ def post_attention_norm(
 def mlp_activation(
     hidden: Float[Array, "batch query hidden"],
     weight: Float[Array, "intermediate hidden"],
-    bias: Float[Array, " intermediate"],
+    bias: Float[Array, " intermediate"] | None,
     name: str,
 ) -> Float[Array, "batch query intermediate"]:
     """The first half of the feed-forward network: `activation(up · x + b)`."""
     return activation(name)(linear(hidden, weight, bias))
+
+
+@step(
+    "mlp.gated_activation",
+    clause="AT-7",
+    stage=_LAYER + "mlp.activation",
+    axes="batch query intermediate",
+    source="transformers models/llama/modeling_llama.py LlamaMLP.forward",
+)
+def mlp_gated_activation(
+    hidden: Float[Array, "batch query hidden"],
+    gate: tuple[Float[Array, "intermediate hidden"], Float[Array, " intermediate"] | None],
+    up: tuple[Float[Array, "intermediate hidden"], Float[Array, " intermediate"] | None],
+    name: str,
+) -> Float[Array, "batch query intermediate"]:
+    """`activation(gate · x) ⊙ (up · x)`. How others differ: the activation on the wrong one of the two."""
+    return activation(name)(linear(hidden, *gate)) * linear(hidden, *up)
 
 
 @step(
@@ -92,7 +108,7 @@ def mlp_activation(
 def mlp_output(
     activated: Float[Array, "batch query intermediate"],
     weight: Float[Array, "hidden intermediate"],
-    bias: Float[Array, " hidden"],
+    bias: Float[Array, " hidden"] | None,
 ) -> Float[Array, "batch query hidden"]:
     """The second half of the feed-forward network."""
     return linear(activated, weight, bias)
@@ -108,13 +124,60 @@ def block_output(
     return hidden + mlp_output
 
 
+@step(
+    "block.parallel_output",
+    clause="AT-7",
+    stage=_LAYER + "output",
+    axes=_HIDDEN,
+    source="transformers models/gpt_neox/modeling_gpt_neox.py GPTNeoXLayer.forward",
+)
+def parallel_output(
+    hidden: Float[Array, "batch query hidden"],
+    attention_output: Float[Array, "batch query hidden"],
+    mlp_output: Float[Array, "batch query hidden"],
+) -> Float[Array, "batch query hidden"]:
+    """Attention and network side by side, both added to the layer's input."""
+    return mlp_output + attention_output + hidden
+
+
+@step(
+    "block.after_mlp",
+    clause="AT-7",
+    stage=_LAYER + "after_mlp",
+    axes=_HIDDEN,
+    source="transformers models/bert/modeling_bert.py BertOutput.forward",
+)
+def after_mlp(
+    hidden: Float[Array, "batch query hidden"], mlp_output: Float[Array, "batch query hidden"]
+) -> Float[Array, "batch query hidden"]:
+    """The residual connection around the network, before the norm that ends the layer."""
+    return mlp_output + hidden
+
+
 def attention_scale(config: ModelConfig, layer: int) -> float:
-    """`1/√head_dim`, or 1 if the model does not scale; divided by layer + 1 if the model asks for that.
+    """`1/√head_dim` or the family's own; divided by layer + 1 if the model asks for that.
 
     Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2Attention.__init__`.
     """
-    scale = config.head_dim**-0.5 if config.scale_attention else 1.0
+    scale = config.attention_scale
     return scale / float(layer + 1) if config.scale_attention_by_inverse_layer else scale
+
+
+def projected(
+    parameters: Parameters, config: ModelConfig, kind: str, hidden: Array, other: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """Queries of `hidden`, keys and values of `other` (cross-attention) or of `hidden` itself, split into heads."""
+    source = hidden if other is None else other
+
+    def pair(name: str) -> tuple[Array, Array | None]:
+        return parameters[f"{kind}.{name}.weight"], parameters.get(f"{kind}.{name}.bias")
+
+    key_value_heads = config.num_key_value_heads
+    return (
+        attention.query(hidden, *pair("query"), config.num_attention_heads),
+        attention.key(source, *pair("key"), key_value_heads),
+        attention.value(source, *pair("value"), key_value_heads),
+    )
 
 
 def self_attention(
@@ -123,23 +186,60 @@ def self_attention(
     layer: int,
     hidden: Float[Array, "batch query hidden"],
     past: KeyValue | None,
-    visible: Bool[Array, "batch query key"],
+    around: Surroundings,
 ) -> tuple[Float[Array, "batch query hidden"], KeyValue]:
     """A layer's attention, from the normed hidden states to its output, with the prefix in front of its own keys.
 
     `parameters` are those of the layer, without `layers.{layer}.`: `attention.query.weight` and so on.
     """
-    query, key, value = (
-        step(hidden, parameters[f"attention.{name}.weight"], parameters.get(f"attention.{name}.bias"), heads)
-        for name, step, heads in (
-            ("query", attention.query, config.num_attention_heads),
-            ("key", attention.key, config.num_key_value_heads),
-            ("value", attention.value, config.num_key_value_heads),
-        )
-    )
-    context, present = attention.attend(query, key, value, past, visible, attention_scale(config, layer))
+    query, key, value = projected(parameters, config, "attention", hidden)
+    if config.query_key_norm:
+        query = norms.apply(norms.query_norm, query, parameters, "attention.query_norm", config)
+        key = norms.apply(norms.key_norm, key, parameters, "attention.key_norm", config)
+    if around.rotation is not None:
+        query = attention.query_rotated(query, *around.rotation)
+        key = attention.key_rotated(key, *around.rotation)
+    options: dict[str, Any] = {"softcap": config.attention_softcap, "bias": around.bias}
+    context, present = attention.attend(
+        query, key, value, past, around.visible, attention_scale(config, layer),
+        **{name: option for name, option in options.items() if option is not None},
+    )  # fmt: skip
     weight, bias = parameters["attention.output.weight"], parameters.get("attention.output.bias")
     return attention.output(context, weight, bias), present
+
+
+def cross_attention(
+    parameters: Parameters,
+    config: ModelConfig,
+    hidden: Float[Array, "batch query hidden"],
+    encoded: Float[Array, "batch encoder_key hidden"],
+    visible: Bool[Array, "batch query encoder_key"],
+) -> Float[Array, "batch query hidden"]:
+    """A decoder layer's attention over what the encoder made of the text. No prefix, no positions (clause AT-8)."""
+    with scope(attention="cross_attention"):
+        query, key, value = projected(parameters, config, "cross_attention", hidden, encoded)
+        weights = attention.weights(attention.scores(query, key, visible, config.attention_scale))
+        context = attention.context(weights, value)
+        weight, bias = parameters["cross_attention.output.weight"], parameters.get("cross_attention.output.bias")
+        return attention.output(context, weight, bias)
+
+
+def feed_forward(
+    parameters: Parameters, config: ModelConfig, hidden: Float[Array, "batch query hidden"]
+) -> Float[Array, "batch query hidden"]:
+    """The network, from the normed hidden states to its output."""
+
+    def pair(name: str) -> tuple[Array, Array | None]:
+        return parameters[f"mlp.{name}.weight"], parameters.get(f"mlp.{name}.bias")
+
+    if config.gated:
+        activated = mlp_gated_activation(hidden, pair("gate"), pair("up"), config.activation)
+    else:
+        activated = mlp_activation(hidden, *pair("up"), config.activation)
+    fed_forward = mlp_output(activated, *pair("down"))
+    if config.norm_order == "around":
+        return norms.apply(norms.mlp_output_norm, fed_forward, parameters, "mlp_output_norm", config)
+    return fed_forward
 
 
 def forward(
@@ -148,20 +248,33 @@ def forward(
     layer: int,
     hidden: Float[Array, "batch query hidden"],
     past: KeyValue | None,
-    visible: Bool[Array, "batch query key"],
+    around: Surroundings,
 ) -> tuple[Float[Array, "batch query hidden"], KeyValue]:
-    """One layer: `h + attention(norm(h))`, then `h + mlp(norm(h))`. No dropout.
+    """One layer: `h + attention(norm(h))`, then `h + mlp(norm(h))`, with the norms where the family has them.
 
     Returns:
         The hidden states, and the layer's key and value states, the prefix's included.
     """
-    p, epsilon = parameters, config.norm_epsilon
-    normed = input_norm(hidden, p["input_norm.weight"], p["input_norm.bias"], epsilon)
-    attention_output, present = self_attention(parameters, config, layer, normed, past, visible)
-    hidden = after_attention(hidden, attention_output)
-    normed = post_attention_norm(
-        hidden, p["post_attention_norm.weight"], p["post_attention_norm.bias"], epsilon
-    )
-    activated = mlp_activation(normed, p["mlp.up.weight"], p["mlp.up.bias"], config.activation)
-    fed_forward = mlp_output(activated, p["mlp.down.weight"], p["mlp.down.bias"])
-    return block_output(hidden, fed_forward), present
+    p, after = parameters, config.norm_order == "after"
+    normed = hidden if after else norms.apply(norms.input_norm, hidden, p, "input_norm", config)
+    attention_output, present = self_attention(p, config, layer, normed, past, around)
+    if config.norm_order == "around":
+        attention_output = norms.apply(
+            norms.attention_output_norm, attention_output, p, "attention_output_norm", config
+        )
+    if config.parallel:
+        own = normed if config.shared_norm else norms.apply(
+            norms.post_attention_norm, hidden, p, "post_attention_norm", config
+        )  # fmt: skip
+        return parallel_output(hidden, attention_output, feed_forward(p, config, own)), present
+    hidden = after_attention(normed if config.residual_from_norm else hidden, attention_output)
+    normed = norms.apply(norms.post_attention_norm, hidden, p, "post_attention_norm", config)
+    if around.encoded is not None and around.cross_visible is not None:
+        hidden = normed if after else hidden
+        crossed = cross_attention(p, config, normed, around.encoded, around.cross_visible)
+        hidden = after_cross_attention(hidden, crossed)
+        normed = norms.apply(norms.post_cross_attention_norm, hidden, p, "post_cross_attention_norm", config)
+    if after:
+        hidden = after_mlp(normed, feed_forward(p, config, normed))
+        return norms.apply(norms.output_norm, hidden, p, "output_norm", config), present
+    return block_output(normed if config.residual_from_norm else hidden, feed_forward(p, config, normed)), present

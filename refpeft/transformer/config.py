@@ -1,32 +1,36 @@
 """`ModelConfig`: what a frozen base model looks like, read from its HF checkpoint's `config.json` (CF-8).
 
-Each HF family has its own key names and defaults. They are rows of a table here, so that the rest of refpeft
-sees one set of names. It follows transformers 5.23.0, `models/gpt2/configuration_gpt2.py` (names, defaults),
-`configuration_utils.py` (aliases, `dtype`) and `models/gpt2/modeling_gpt2.py` (the check of the heads); where
-they and this module disagree, HF is right, except that every size has to be from 1 to 2**31, and a norm's
+Each HF family has its own key names and defaults: they are columns of the table of families, so that the rest of
+refpeft sees one set of names and one set of choices. It follows transformers 5.23.0, `models/*/configuration_*.py` (names,
+defaults), `configuration_utils.py` (aliases, `dtype`, `num_labels`) and `models/*/modeling_*.py` (the checks of the heads);
+where they and this module disagree, HF is right, except that every size has to be from 1 to 2**31, and a norm's
 epsilon at least 0, which HF does not check.
 """
 
 import copy
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 from refpeft.config import CONFIG_NAME
 from refpeft.errors import ConfigError
 from refpeft.files import read_json_object
-from refpeft.rules import BOOLEAN, SHALLOW, SIZE, STRING, Rule, is_integer
+from refpeft.rules import DICTIONARY, SHALLOW, SIZE, STRING
+from refpeft.transformer.columns import Family, Kind, Row
+from refpeft.transformer.families import FAMILIES
+from refpeft.transformer.rotary import Rotary
+
+Stack = Literal["encoder", "decoder"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The base model, in one set of names for all families (CF-8).
+    """The base model, in one set of names and choices for all families (CF-8).
 
-    Made by `from_dict` and `from_pretrained`, which check the values.
+    Made by `from_dict` and `from_pretrained`, which check the values. A choice's default is a plain decoder's.
 
-    Source: `GPT2Config` in transformers 5.23.0.
+    Source: `*Config` in transformers 5.23.0.
 
     How others differ: HF keeps each family's own names and maps the common ones to them by `attribute_map`;
     if a file has both (`n_embd` and `hidden_size`), the common one wins, here too.
@@ -42,48 +46,170 @@ class ModelConfig:
     """The width of the stream of hidden states."""
 
     num_layers: int
-    """The number of blocks."""
+    """The number of blocks; of an encoder-decoder, the encoder's."""
 
     num_attention_heads: int
     """Heads of the queries."""
 
     num_key_value_heads: int
-    """Heads of the keys and values; equal to `num_attention_heads` unless they are grouped."""
+    """Heads of the keys and values in the cache; equal to `num_attention_heads` unless they are grouped."""
 
     head_dim: int
     """The width of one head."""
 
     intermediate_size: int
-    """The width of the hidden layer of the feed-forward network; GPT-2's `n_inner`, else 4 · hidden_size."""
+    """The width of the hidden layer of the feed-forward network."""
 
-    max_position_embeddings: int
-    """Rows of the table of positions: the longest sequence, virtual tokens of a prefix included."""
+    max_position_embeddings: int | None = None
+    """The longest sequence, virtual tokens of a prefix included: rows of the table of positions, if there is one."""
 
-    activation: str
+    kind: Kind = "decoder"
+    """Which stacks there are."""
+
+    activation: str = "relu"
     """HF's name of the activation of the feed-forward network."""
 
-    norm_epsilon: float
+    gated: bool = False
+    """Whether the activated half is multiplied by another linear map of the same input."""
+
+    norm: str = "layer_norm"
+    """Which norm: a key of `refpeft.ops.NORMS`."""
+
+    norm_epsilon: float = 1e-5
     """What is added to the variance in a norm."""
 
-    scale_attention: bool
-    """Whether scores are divided by the square root of head_dim (`scale_attn_weights`)."""
+    norm_affine: bool = True
+    """Whether norms have weights (OPT may do without)."""
 
-    scale_attention_by_inverse_layer: bool
-    """Whether scores are divided by the layer's number, from 1, too (`scale_attn_by_inverse_layer_idx`)."""
+    norm_order: Literal["before", "after", "around"] = "before"
+    """Where norms stand: before attention and network (GPT-2, LLaMA), after each residual sum (BERT), or before and after
+    both, inside the residual connection (Gemma-2)."""
 
-    tie_word_embeddings: bool
+    parallel: bool = False
+    """Whether attention and network read the layer's input side by side (GPT-NeoX, Falcon, Phi)."""
+
+    shared_norm: bool = False
+    """parallel: whether both read the same norm."""
+
+    residual_from_norm: bool = False
+    """Whether the residual connections start at the norms' results (BLOOM's option)."""
+
+    final_norm: bool = True
+    """Whether a norm stands after the last layer."""
+
+    positions: Literal["learned", "rotary", "alibi", "relative"] = "learned"
+    """How positions enter: rows of a table are added to the embeddings; queries and keys are turned; a slope of the distance
+    is added to scores (BLOOM); a learned number for each bucket of distances is (T5)."""
+
+    position_rule: Literal["sequence", "mask", "tokens"] = "sequence"
+    """learned: counted along the sequence; along the mask (OPT); along the tokens that are no padding (RoBERTa)."""
+
+    position_offset: int = 0
+    """learned: the row of position 0 (OPT and BART: 2)."""
+
+    rotary: tuple[Rotary, ...] | None = None
+    """rotary: of each layer."""
+
+    relative_buckets: int = 0
+    """relative: rows of the table of buckets."""
+
+    relative_distance: int = 0
+    """relative: the distance from which on all are one bucket."""
+
+    alibi_times: float = 1.0
+    """alibi: by what HF multiplies the slopes beside (Falcon adds them twice, scaled; BLOOM once)."""
+
+    alibi_bfloat16: bool = False
+    """alibi: whether the slopes are rounded to bfloat16 (Falcon)."""
+
+    sliding_windows: tuple[int | None, ...] | None = None
+    """How many keys each layer's queries see at most, or None for all of them; None if no layer has a window."""
+
+    cuts_prefix: bool = False
+    """Whether HF cuts a prefix to the window − 1 last virtual tokens in layers with a window (Gemma-2, Gemma-3)."""
+
+    attention_scale: float = 1.0
+    """By what the products of queries and keys are multiplied: 1/√head_dim in most families."""
+
+    scale_attention_by_inverse_layer: bool = False
+    """Whether scores are divided by the layer's number, from 1, too (GPT-2's `scale_attn_by_inverse_layer_idx`)."""
+
+    attention_softcap: float | None = None
+    """Gemma-2: scores s become c · tanh(s/c)."""
+
+    query_key_norm: bool = False
+    """Whether a norm stands after the projections to queries and keys, head by head."""
+
+    attention_bias: bool = True
+    """Whether queries, keys and values have biases."""
+
+    output_bias: bool = True
+    """Whether attention's output map has a bias."""
+
+    mlp_bias: bool = True
+    """Whether the feed-forward network has biases."""
+
+    stored_key_value_heads: int | None = None
+    """Key/value heads in the checkpoint, where they are repeated *before* the cache (Falcon's new architecture)."""
+
+    embedding_size: int | None = None
+    """The width of the token table, if it is not hidden_size (OPT, ELECTRA): a linear map stands between."""
+
+    projects_output: bool = False
+    """Whether the last hidden states go back through a linear map to embedding_size (OPT)."""
+
+    embedding_scale: float = 1.0
+    """By what the rows of the token table are multiplied (Gemma, BART: √hidden_size)."""
+
+    embedding_norm: bool = False
+    """Whether a norm follows the embeddings."""
+
+    token_types: int = 0
+    """Rows of the table of token types; 0 if there is none."""
+
+    pooler: bool = False
+    """Whether the first position goes through a dense map and tanh (BERT)."""
+
+    decoder_layers: int | None = None
+    """Encoder-decoder: the decoder's blocks."""
+
+    decoder_attention_heads: int | None = None
+    """Encoder-decoder: the decoder's heads, if they are not the encoder's."""
+
+    decoder_intermediate_size: int | None = None
+    """Encoder-decoder: the width in the decoder's network, if it is not the encoder's."""
+
+    decoder_start_token_id: int | None = None
+    """Encoder-decoder: the token that the decoder starts from."""
+
+    head_bias: bool = False
+    """Whether the language-model head has a bias."""
+
+    logits_scale: float = 1.0
+    """By what the hidden states are multiplied before the head (T5: hidden_size^(−1/2))."""
+
+    logits_softcap: float | None = None
+    """Gemma-2: logits l become c · tanh(l/c)."""
+
+    num_labels: int = 2
+    """How many classes the heads of classification have."""
+
+    problem_type: str | None = None
+    """SEQ_CLS: which loss; inferred from the labels if it is None."""
+
+    tie_word_embeddings: bool = True
     """Whether the language-model head is the token embedding."""
 
-    pad_token_id: int | None
+    pad_token_id: int | None = None
     """The padding token."""
 
-    bos_token_id: int | None
+    bos_token_id: int | None = None
     """The first token of a text."""
 
-    eos_token_id: int | list[int] | None
+    eos_token_id: int | list[int] | None = None
     """The token, or tokens, that end a text."""
 
-    dtype: str | None
+    dtype: str | None = None
     """The number format of the checkpoint in torch's words (`"bfloat16"`), if the file says it."""
 
     name_or_path: str = ""
@@ -92,6 +218,47 @@ class ModelConfig:
     hf: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
     """The `config.json`, completed with the defaults of HF's configuration class and with
     `num_hidden_layers`: what `refpeft.fill_in.fill_in` needs to find what HF finds."""
+
+    @property
+    def embedding_width(self) -> int:
+        """The width of the token table, which is that of virtual tokens of a prompt."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def output_width(self) -> int:
+        """The width of what heads read."""
+        return self.embedding_width if self.projects_output else self.hidden_size
+
+    @property
+    def position_limit(self) -> int | None:
+        """How many positions a sequence may have, virtual tokens included; None if there is no table to run out of."""
+        if self.positions != "learned" or self.max_position_embeddings is None:
+            return None
+        taken = (self.pad_token_id or 0) + 1 if self.position_rule == "tokens" else 0
+        return self.max_position_embeddings - taken
+
+    @property
+    def position_rows(self) -> int:
+        """Rows of the table of positions."""
+        return (self.max_position_embeddings or 0) + self.position_offset
+
+    def window(self, layer: int) -> int | None:
+        """How many keys a layer's queries see at most; None for all."""
+        return self.sliding_windows[layer] if self.sliding_windows else None
+
+    def stack(self, name: Stack) -> "ModelConfig":
+        """What one stack of an encoder-decoder looks like: its own layers, heads and widths. Another model's is itself."""
+        if self.kind != "encoder_decoder" or name == "encoder":
+            return self
+        heads = self.decoder_attention_heads or self.num_attention_heads
+        if heads == self.num_attention_heads:
+            own: dict[str, Any] = {}
+        else:
+            dimension = self.hidden_size // heads
+            own = {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": dimension}
+            own["attention_scale"] = dimension**-0.5
+        inner = self.decoder_intermediate_size or self.intermediate_size
+        return replace(self, num_layers=self.decoder_layers or self.num_layers, intermediate_size=inner, **own)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
@@ -109,16 +276,24 @@ class ModelConfig:
         family = _family(values)
         _refuse_unsupported(family, values)
         read = {row.name: _read(row, values) for row in family.rows}
+        layers = read["num_layers"]
         defaults = {
             row.keys[-1]: row.default for row in family.rows if not any(key in values for key in row.keys)
         }
-        return cls(
+        derived = family.derive(read)
+        known = {entry.name for entry in fields(cls)}
+        assert derived.keys() <= known, f"{family.model_type}: {derived.keys() - known} are no fields"  # noqa: S101
+        config = cls(
             family=values["model_type"],
-            **family.derive(read),
+            **{"kind": family.kind, **derived},
+            num_labels=_num_labels(family, values),
+            problem_type=_problem_type(values),
+            decoder_start_token_id=_start_token(family, values),
             dtype=_dtype(values),
             name_or_path=_name_or_path(values),
-            hf={**defaults, **copy.deepcopy(dict(values)), "num_hidden_layers": read["num_layers"]},
         )
+        completed = {**defaults, **copy.deepcopy(dict(values)), "num_hidden_layers": layers}
+        return replace(config, hf=_with_heads(family, completed, config))
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "ModelConfig":
@@ -138,85 +313,6 @@ class ModelConfig:
             )
         values = read_json_object(path, "the base model's configuration")
         return replace(cls.from_dict(values), name_or_path=str(directory))
-
-
-class Row(NamedTuple):
-    """One field of a family: HF's keys (the family's own last, as the others win), default, and rule."""
-
-    name: str
-    keys: tuple[str, ...]
-    default: Any
-    rule: Rule
-
-
-class Family(NamedTuple):
-    """How HF writes the configuration of one `model_type`."""
-
-    rows: tuple[Row, ...]
-    """One per field that stands in the file."""
-
-    derive: Callable[[dict[str, Any]], dict[str, Any]]
-    """The fields read, checked against each other, together with those that follow from them."""
-
-    unsupported: Mapping[str, str]
-    """HF's options that refpeft does not implement, and why."""
-
-
-_OPTIONAL_TOKEN = Rule("an integer", is_integer).or_none()
-_END_TOKENS = Rule(
-    "an integer, a list of integers,",
-    lambda value: is_integer(value) or (isinstance(value, list) and all(is_integer(item) for item in value)),
-).or_none()
-_EPSILON = Rule(
-    "a finite number with a decimal point, at least 0",
-    lambda value: isinstance(value, float) and math.isfinite(value) and value >= 0,
-)
-
-
-def _derive_gpt2(read: dict[str, Any]) -> dict[str, Any]:
-    """GPT-2's fields that its file has not: every head has its own keys and values; the inner width.
-
-    Source: `GPT2Attention.__init__`, `GPT2Block.__init__` in transformers 5.23.0,
-    `models/gpt2/modeling_gpt2.py`.
-    """
-    hidden, heads = read["hidden_size"], read["num_attention_heads"]
-    if hidden % heads:
-        raise ConfigError(
-            "`embed_dim` must be divisible by num_heads "
-            f"(got `embed_dim`: {hidden} and `num_heads`: {heads})."
-        )
-    inner = 4 * hidden if read["intermediate_size"] is None else read["intermediate_size"]
-    return {**read, "intermediate_size": inner, "num_key_value_heads": heads, "head_dim": hidden // heads}
-
-
-_GPT2 = Family(
-    rows=(
-        Row("vocab_size", ("vocab_size",), 50257, SIZE),
-        Row("hidden_size", ("hidden_size", "n_embd"), 768, SIZE),
-        Row("num_layers", ("num_hidden_layers", "n_layer"), 12, SIZE),
-        Row("num_attention_heads", ("num_attention_heads", "n_head"), 12, SIZE),
-        Row("intermediate_size", ("n_inner",), None, SIZE.or_none()),
-        Row("max_position_embeddings", ("max_position_embeddings", "n_positions"), 1024, SIZE),
-        Row("activation", ("activation_function",), "gelu_new", STRING),
-        Row("norm_epsilon", ("layer_norm_epsilon",), 1e-5, _EPSILON),
-        Row("scale_attention", ("scale_attn_weights",), True, BOOLEAN),
-        Row("scale_attention_by_inverse_layer", ("scale_attn_by_inverse_layer_idx",), False, BOOLEAN),
-        Row("tie_word_embeddings", ("tie_word_embeddings",), True, BOOLEAN),
-        Row("pad_token_id", ("pad_token_id",), None, _OPTIONAL_TOKEN),
-        Row("bos_token_id", ("bos_token_id",), 50256, _OPTIONAL_TOKEN),
-        Row("eos_token_id", ("eos_token_id",), 50256, _END_TOKENS),
-    ),
-    derive=_derive_gpt2,
-    unsupported={
-        "add_cross_attention": "refpeft's GPT-2 is a decoder alone, without cross-attention",
-        "reorder_and_upcast_attn": "HF then computes scores and softmax in float32, refpeft in its working "
-        "precision; set it to false, which changes rounding only",
-        "per_layer_config": "refpeft's layers are all alike",
-    },
-)
-
-FAMILIES: Mapping[str, Family] = {"gpt2": _GPT2}
-"""The supported families by HF's `model_type`."""
 
 
 def _family(values: Mapping[str, Any]) -> Family:
@@ -249,6 +345,46 @@ def _read(row: Row, values: Mapping[str, Any]) -> Any:
             row.rule.check(f"{key} of the base model", values[key])
             return copy.deepcopy(values[key])
     return row.default
+
+
+def _with_heads(family: Family, completed: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """What HF's classes compute when they are made, and `fill_in` reads: the key/value heads and their width."""
+    keys = {key for row in family.rows for key in row.keys}
+    if "num_key_value_heads" in keys or family.model_type == "gpt_bigcode":
+        completed["num_key_value_heads"] = config.num_key_value_heads
+    if "head_dim" in keys and "num_key_value_heads" in keys:
+        completed["head_dim"] = config.head_dim
+    return completed
+
+
+def _num_labels(family: Family, values: Mapping[str, Any]) -> int:
+    """The number of `id2label`, or `num_labels`; 2 without either, and BART's 3."""
+    labels = values.get("id2label")
+    if labels is not None:
+        DICTIONARY.check("id2label of the base model", labels)
+    count = len(labels) if labels else values.get("num_labels", 3 if family.model_type == "bart" else 2)
+    SIZE.check("num_labels of the base model", count)
+    return int(count)
+
+
+def _problem_type(values: Mapping[str, Any]) -> str | None:
+    kinds = ("regression", "single_label_classification", "multi_label_classification")
+    given = values.get("problem_type")
+    if given is not None and given not in kinds:
+        raise ConfigError(f"problem_type of the base model must be one of {', '.join(kinds)}, not {given!r}.")
+    return given
+
+
+def _start_token(family: Family, values: Mapping[str, Any]) -> int | None:
+    """What a decoder behind an encoder starts from; BART's has a default."""
+    if family.kind != "encoder_decoder":
+        return None
+    token = values.get("decoder_start_token_id", 2 if family.model_type == "bart" else None)
+    if token is not None:
+        SIZE._replace(expected="a token id", accepts=lambda value: isinstance(value, int) and value >= 0).check(
+            "decoder_start_token_id of the base model", token
+        )
+    return token
 
 
 def _dtype(values: Mapping[str, Any]) -> str | None:

@@ -1,16 +1,22 @@
 """HF checkpoint tensors -> the frozen base's parameters, under one set of names for all families.
 
-    embeddings.tokens.weight (vocab, hidden)        embeddings.positions.weight (positions, hidden)
-    layers.{i}.input_norm.{weight,bias}             layers.{i}.post_attention_norm.{weight,bias}
-    layers.{i}.attention.{query,key,value,output}.{weight,bias}
-    layers.{i}.mlp.{up,down}.{weight,bias}          final_norm.{weight,bias}          head.weight (vocab, hidden)
+    embeddings.tokens.weight (vocab, embedding)     embeddings.{positions,token_types}.weight
+    embeddings.norm.*                               embeddings.projection.*
+    layers.{i}.input_norm.*                         layers.{i}.{attention_output_norm,post_attention_norm}.*
+    layers.{i}.attention.{query,key,value,output}.{weight,bias}     layers.{i}.attention.{query_norm,key_norm}.*
+    layers.{i}.cross_attention.{query,key,value,output}.*           layers.{i}.post_cross_attention_norm.*
+    layers.{i}.mlp.{gate,up,down}.{weight,bias}     layers.{i}.{mlp_output_norm,output_norm}.*
+    relative_bias.weight (buckets, heads)           final_norm.*          output_projection.weight
+    head.{weight,bias}                              heads.<HF's name of a head of classification, and of the pooler>
 
-Every weight of a linear map is outputs × inputs. Follows transformers 5.23.0 `models/gpt2/modeling_gpt2.py` for what the
-tensors mean, and `modeling_utils.py` for tied weights.
+Each exists where the family has it. The stacks of an encoder-decoder have `encoder.` and `decoder.` before their names; the
+token table and the head are whole. Every weight of a linear map is outputs × inputs. Follows transformers 5.23.0
+`models/*/modeling_*.py` for what the tensors mean, and `modeling_utils.py` for tied weights.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +29,16 @@ from numpy.typing import NDArray
 from refpeft import arrays as np
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.errors import CheckpointError, ConfigError
+from refpeft.sharded import map_model
 from refpeft.steps import step
 from refpeft.stored import Stored
-from refpeft.tensors import FLOATING, map_tensors, require_finite
+from refpeft.tensors import FLOATING, require_finite
+from refpeft.transformer.columns import LAYER, Family, Source
 from refpeft.transformer.config import ModelConfig
-from refpeft.transformer.families import Family, Source, family_of
+from refpeft.transformer.families import family_of
 
 WEIGHTS_FILE = "model.safetensors"
+TOKENS, HEAD, HEADS = "embeddings.tokens.weight", "head.weight", "heads."
 
 
 @dataclass(frozen=True)
@@ -61,19 +70,46 @@ class BaseModel:
 @step(
     "inputs.token_embeddings",
     clause="PT-3",
-    axes="batch tokens hidden",
+    stage="inputs.{which}token_embeddings",
+    axes="batch tokens embedding",
     kind="exact",
     source="transformers models/gpt2/modeling_gpt2.py GPT2Model.forward",
 )
 def embed_tokens(
-    table: Float[Array, "vocab hidden"], input_ids: Int[Array, "batch tokens"]
-) -> Float[Array, "batch tokens hidden"]:
+    table: Float[Array, "vocab embedding"], input_ids: Int[Array, "batch tokens"]
+) -> Float[Array, "batch tokens embedding"]:
     """The base model's embedding of the text: rows of its table, before any position is added."""
     return np.take_rows(table, input_ids)
 
 
+@step(
+    "inputs.scaled_embeddings",
+    clause="PT-7",
+    stage="inputs.{which}scaled_embeddings",
+    axes="batch tokens embedding",
+    kind="elementary",
+    source="transformers models/gemma/modeling_gemma.py GemmaTextScaledWordEmbedding.forward",
+)
+def scale_embeddings(
+    embeddings: Float[Array, "batch tokens embedding"], scale: float
+) -> Float[Array, "batch tokens embedding"]:
+    """Gemma's and BART's embedding modules multiply what they look up by √hidden; virtual tokens are not multiplied.
+
+    A prompt that starts from tokens of the vocabulary goes through the module, and so starts scaled.
+    How others differ: the table's rows as they are; or prompts that are scaled with the text.
+    """
+    return embeddings * scale
+
+
+def word_embeddings(base: BaseModel, input_ids: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens embedding"]:
+    """What the base model's embedding *module* gives for the text: its rows, scaled where the family scales them."""
+    rows = embed_tokens(base.parameters[TOKENS], input_ids)
+    scale = base.config.embedding_scale
+    return rows if scale == 1.0 else scale_embeddings(rows, scale)
+
+
 def load_base_model(directory: str | Path, dtype: str = "float64", *, lazy: bool = False) -> BaseModel:
-    """Read an unmodified HF model directory: config.json and model.safetensors.
+    """Read an unmodified HF model directory: config.json and model.safetensors, or the shards that an index names.
 
     Args:
         directory: As written by HF's `save_pretrained`.
@@ -88,11 +124,13 @@ def load_base_model(directory: str | Path, dtype: str = "float64", *, lazy: bool
     if dtype not in ("float32", "float64"):
         raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
     config = ModelConfig.from_pretrained(directory)
-    path = Path(directory) / WEIGHTS_FILE
-    if not path.is_file():
-        raise CheckpointError(_no_weights(path))
-    tensors = map_tensors(path, "the base model's weights")
+    tensors, path = map_model(directory)
     return BaseModel(config, parameters_from_hf(tensors, config, numpy.dtype(dtype), path, lazy=lazy))
+
+
+_RENAMED = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"), (r"^embed_out\.", "lm_head."))
+"""What HF renames when it loads old checkpoints (transformers 5.23.0 `conversion_mapping.py`)."""
+_WITH_LANGUAGE_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def parameters_from_hf(
@@ -102,8 +140,8 @@ def parameters_from_hf(
 
     The head is the token table if the configuration ties them and the file does not hold two different tensors: then HF
     leaves them untied (transformers 5.23.0 `modeling_utils.py`, `tie_weights`). If the file holds only one of the two, it is
-    both. Tensors that the family does not name are refused, except the buffers of old checkpoints: an unknown tensor
-    means another architecture.
+    both. Heads of classification are read where they are there. Tensors that the family does not name are refused, except
+    the buffers of old checkpoints and heads that nobody adapts: an unknown tensor means another architecture.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, of another shape, not floating point, or not finite.
@@ -114,24 +152,31 @@ def parameters_from_hf(
             "each. Does config.json belong to these weights?"
         )
     family = family_of(config.family)
-    plain = {name.removeprefix(family.prefix): tensor for name, tensor in tensors.items()}
-    table, head = family.whole["embeddings.tokens.weight"].name, family.head
-    tied = config.tie_word_embeddings
-    if tied and head in plain:
-        tied = numpy.array_equal(plain.setdefault(table, plain[head]), plain[head])
+    plain = {_plain_name(name, family): tensor for name, tensor in tensors.items()}
+    expected = _expected(config)
     used: set[str] = set()
+    if HEAD in expected:
+        table, head = expected[TOKENS][0].name, expected[HEAD][0].name
+        tied = config.tie_word_embeddings
+        if tied and head in plain:
+            tied = numpy.array_equal(plain.setdefault(table, plain[head]), plain[head])
+        if tied or (head not in plain and not _wants_language_head(config, plain)):
+            del expected[HEAD]
+            used.add(head)
+    else:
+        tied = False
     parameters: dict[str, Array] = {}
-    for canonical, (source, shape) in _expected(family, config, tied=tied).items():
-        view = _canonical(plain, source, shape, path)
+    for canonical, (source, shape) in expected.items():
+        if source.name not in plain and source.optional:
+            continue
+        view = _canonical(plain, source, shape, config, path)
         if source.name not in used:  # queries, keys and values stand in one tensor
             require_finite(plain[source.name], source.name, path, dtype)
         used.add(source.name)
-        stays = lazy and view.ndim > 1
-        parameters[canonical] = Stored(view, dtype) if stays else numpy.array(view, dtype, order="C")  # type: ignore[assignment]
+        parameters[canonical] = _placed(view, shape, dtype, lazy=lazy)
     if tied:
-        parameters["head.weight"] = parameters["embeddings.tokens.weight"]
-        used.add(head)
-    unknown = sorted(name for name in plain if name not in used and not name.endswith(family.ignored))
+        parameters[HEAD] = parameters[TOKENS]
+    unknown = sorted(name for name in plain if name not in used and not _is_ignored(name, family))
     if unknown:
         raise CheckpointError(
             f"'{path}' holds tensors that a {config.family} model does not have: {', '.join(unknown[:5])}"
@@ -140,60 +185,127 @@ def parameters_from_hf(
     return parameters
 
 
+def _plain_name(name: str, family: Family) -> str:
+    """HF's name without what the class puts before the backbone's, and as HF renames it."""
+    name = name.removeprefix(family.prefix)
+    if family.prefix == "model.":  # HF's question-answering classes of this kind say `transformer.`
+        name = name.removeprefix("transformer.")
+    for pattern, new in _RENAMED:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def _is_ignored(name: str, family: Family) -> bool:
+    return any(name.endswith(part) if part.startswith(".") else name.startswith(part) for part in family.ignored)
+
+
+def _wants_language_head(config: ModelConfig, plain: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint without the head of a language model is damaged, rather than one of another class."""
+    others = {head.module for head in family_of(config.family).heads.values()}
+    if any(name.split(".")[0] in others for name in plain):
+        return False
+    named = config.hf.get("architectures")
+    return not (isinstance(named, list) and named and not str(named[0]).endswith(_WITH_LANGUAGE_HEAD))
+
+
+def _placed(view: NDArray[Any], shape: tuple[int, ...], dtype: Any, *, lazy: bool) -> Any:
+    """In memory as `dtype`; or, of a matrix, left in its file."""
+    if lazy and len(shape) > 1:
+        return Stored(view, dtype) if view.shape == shape else Stored(view, dtype, shape=shape)
+    return numpy.array(view, dtype, order="C").reshape(shape)
+
+
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The canonical names of a base model's parameters and their shapes; a tied head has its own name here too."""
-    shapes = _expected(family_of(config.family), config, tied=False)
-    return {name: shape for name, (_, shape) in shapes.items()}
+    return {name: shape for name, (_, shape) in _expected(config).items()}
 
 
-def _expected(
-    family: Family, config: ModelConfig, *, tied: bool
-) -> dict[str, tuple[Source, tuple[int, ...]]]:
-    """Canonical name -> where HF keeps it, and its canonical shape."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+def _sizes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Module -> the shape of its weight; a bias is as long as the weight's first axis."""
+    hidden, inner, width = config.hidden_size, config.intermediate_size, config.embedding_width
     queries = config.num_attention_heads * config.head_dim
     key_values = config.num_key_value_heads * config.head_dim
-    sizes: dict[str, tuple[int, ...]] = {
-        "embeddings.tokens": (config.vocab_size, hidden),
-        "embeddings.positions": (config.max_position_embeddings, hidden),
-        "head": (config.vocab_size, hidden),
+    return {
+        "embeddings.tokens": (config.vocab_size, width),
+        "embeddings.positions": (config.position_rows, width if config.token_types else hidden),
+        "embeddings.token_types": (config.token_types, width),
+        "embeddings.norm": (width if config.token_types else hidden,),
+        "embeddings.projection": (hidden, width),
+        "output_projection": (width, hidden),
+        "relative_bias": (config.relative_buckets, config.num_attention_heads),
+        "head": (config.vocab_size, config.output_width),
         "attention.query": (queries, hidden),
         "attention.key": (key_values, hidden),
         "attention.value": (key_values, hidden),
         "attention.output": (hidden, queries),
+        "attention.query_norm": (config.head_dim,),
+        "attention.key_norm": (config.head_dim,),
+        "mlp.gate": (inner, hidden),
         "mlp.up": (inner, hidden),
         "mlp.down": (hidden, inner),
-        "input_norm": (hidden,),
-        "post_attention_norm": (hidden,),
-        "final_norm": (hidden,),
     }
 
-    def shape_of(canonical: str) -> tuple[int, ...]:
-        module, kind = canonical.rsplit(".", 1)
-        return sizes[module] if kind == "weight" else sizes[module][:1]
 
-    expected = {name: (source, shape_of(name)) for name, source in family.whole.items()}
-    for layer in range(config.num_layers):
-        for name, source in family.per_layer.items():
-            located = Source(source.name.format(layer=layer), source.transposed, source.section)
-            expected[f"layers.{layer}.{name}"] = (located, shape_of(name))
-    if not tied:
-        expected["head.weight"] = (Source(family.head), shape_of("head.weight"))
+def _shape_of(canonical: str, config: ModelConfig) -> tuple[int, ...]:
+    module, kind = canonical.rsplit(".", 1)
+    if canonical == "head.bias" and config.kind == "encoder_decoder":
+        return (1, config.vocab_size)  # HF keeps it as a row
+    for stack in ("encoder", "decoder"):
+        if module.startswith(f"{stack}."):
+            config, module = config.stack(stack), module.removeprefix(f"{stack}.")  # type: ignore[arg-type]
+    module = module.removeprefix(LAYER).replace("cross_attention", "attention")
+    shape = _sizes(config).get(module, (config.hidden_size,))  # what is left are norms
+    return shape if kind == "weight" else shape[:1]
+
+
+def _expected(config: ModelConfig) -> dict[str, tuple[Source, tuple[int, ...]]]:
+    """Canonical name -> where HF keeps it, and its canonical shape."""
+    expected: dict[str, tuple[Source, tuple[int, ...]]] = {}
+    for name, source in family_of(config.family).weights(config).items():
+        shape = _shape_of(name, config)
+        if LAYER not in name:
+            expected[name] = (source, shape)
+            continue
+        layers = config.stack("decoder").num_layers if name.startswith("decoder.") else config.num_layers
+        for layer in range(layers):
+            located = Source(
+                source.name.format(layer=layer), source.transposed, source.fused, source.part, source.optional
+            )
+            expected[name.format(layer=layer)] = (located, shape)
+    for name, shape in _head_shapes(config).items():
+        expected[HEADS + name] = (Source(name, optional=True), shape)
     return expected
 
 
+def _head_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """HF's tensors of the heads of classification, and of the pooler."""
+    hidden, width = config.hidden_size, config.output_width
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.pooler:
+        shapes |= {"pooler.dense.weight": (hidden, hidden), "pooler.dense.bias": (hidden,)}
+    for head in family_of(config.family).heads.values():
+        classes, module = (2 if head.form == "span" else config.num_labels), head.module
+        if head.form == "first_token":
+            shapes |= {f"{module}.dense.weight": (hidden, hidden), f"{module}.dense.bias": (hidden,)}
+            module += ".out_proj"
+        shapes[f"{module}.weight"] = (classes, width)
+        if head.bias:
+            shapes[f"{module}.bias"] = (classes,)
+    return shapes
+
+
 def _canonical(
-    tensors: Mapping[str, NDArray[Any]], source: Source, shape: tuple[int, ...], path: Path
+    tensors: Mapping[str, NDArray[Any]], source: Source, shape: tuple[int, ...], config: ModelConfig, path: Path
 ) -> NDArray[Any]:
-    """The tensor as it is stored, upright and cut, without a copy."""
+    """The tensor as it is stored, upright and cut, without a copy: of `shape`, once its leading axes are joined."""
     if source.name not in tensors:
         raise CheckpointError(
             f"'{path}' has no tensor '{source.name}'. It holds {len(tensors)} tensors"
             f"{': ' + ', '.join(sorted(tensors)[:5]) + ' …' if tensors else ''}. Does config.json belong to these weights?"
         )
     tensor = tensors[source.name]
-    sections = source.section[1] if source.section else 1
-    full = (shape[0] * sections, *shape[1:])
+    heads, stored_heads = config.num_attention_heads, config.stored_key_value_heads or config.num_key_value_heads
+    full = ((heads + 2 * stored_heads) * config.head_dim, *shape[1:]) if source.fused else shape
     stored = full[::-1] if source.transposed else full
     if tensor.shape != stored:
         raise CheckpointError(
@@ -206,22 +318,18 @@ def _canonical(
             "Quantised checkpoints cannot be read: save the model in a floating-point format."
         )
     upright = tensor.T if source.transposed else tensor
-    if source.section:
-        index, _ = source.section
-        upright = upright[index * shape[0] : (index + 1) * shape[0]]
-    return upright
+    return _part(upright, source, config, stored_heads) if source.fused else upright
 
 
-def _no_weights(path: Path) -> str:
-    directory = path.parent
-    if (directory / "pytorch_model.bin").is_file():
-        return (
-            f"'{directory}' has pytorch_model.bin but no {WEIGHTS_FILE}. refpeft does not unpickle: load the model with "
-            "transformers and save it again with save_pretrained(directory), which writes safetensors."
-        )
-    if (directory / f"{WEIGHTS_FILE}.index.json").is_file():
-        return (
-            f"'{directory}' is a sharded checkpoint; this version of refpeft reads a single {WEIGHTS_FILE}. Save it "
-            "again with save_pretrained(directory, max_shard_size='100GB')."
-        )
-    return f"Can't find '{WEIGHTS_FILE}' at '{directory}', which holds the base model's weights."
+def _part(tensor: NDArray[Any], source: Source, config: ModelConfig, stored_heads: int) -> NDArray[Any]:
+    """Queries, keys or values out of a fused tensor; keys and values repeated where HF repeats them before its cache."""
+    heads, dimension = config.num_attention_heads, config.head_dim
+    if source.fused == "sections":
+        counts = {"query": (0, heads), "key": (heads, stored_heads), "value": (heads + stored_heads, stored_heads)}
+        start, count = counts[source.part]
+        return tensor[start * dimension : (start + count) * dimension]
+    group = heads // stored_heads
+    first, count = {"query": (0, group), "key": (group, 1), "value": (group + 1, 1)}[source.part]
+    grouped = tensor.reshape(stored_heads, group + 2, dimension, *tensor.shape[1:])[:, first : first + count]
+    repeats = 1 if source.part == "query" else config.num_key_value_heads // stored_heads
+    return numpy.broadcast_to(grouped, (stored_heads, count * repeats, *grouped.shape[2:])) if repeats > 1 else grouped

@@ -1,0 +1,334 @@
+"""What each task type makes of inputs and outputs: put the virtual tokens in, run the frozen base, apply the head, take the loss.
+
+Follows HF peft 0.21.2 `peft_model.py` (`PeftModelForCausalLM.forward` and those of the other task types).
+
+    prompt tuning   x = [P ; E(ids)]    positions 0 … n+m−1    labels = [−100 … ; labels]    logits (batch, n+m, vocab)
+    prefix tuning   cache = (K, V)      positions n … n+m−1    labels unchanged              logits (batch, m, vocab)
+    both            mask = [1 … ; mask], None stays None
+
+    encoder-decoder     prompt tuning: the first n rows before the encoder's text, mask extended, decoder untouched
+                        prefix tuning: before the decoder's keys and values, its mask extended, encoder untouched
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Int, Shaped
+
+from refpeft import arrays as np
+from refpeft import masks, ops, prefix_encoder, prompt_embedding
+from refpeft.arrays import Array, Parameters
+from refpeft.config import PrefixTuningConfig, PromptLearningConfig
+from refpeft.errors import InputError
+from refpeft.steps import scope, step
+from refpeft.transformer import heads, stack
+from refpeft.transformer.block import KeyValue
+from refpeft.transformer.columns import Head
+from refpeft.transformer.families import family_of
+from refpeft.transformer.stack import Given, StackOutput
+from refpeft.transformer.weights import HEAD, HEADS, BaseModel, word_embeddings
+
+_PEFT = "peft peft_model.py "
+TRAINED = "base_model."
+"""What stands before HF's name of a head that is trained with the virtual tokens."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass returns; the names are HF's."""
+
+    loss: Array | None
+    """The task's loss, or None without labels."""
+    logits: Array | None
+    """CAUSAL_LM: (batch, virtual + tokens, vocab) for prompt tuning, (batch, tokens, vocab) for prefix tuning; SEQ_2_SEQ_LM: of
+    the decoder's tokens; SEQ_CLS: (batch, labels); TOKEN_CLS: (batch, positions, labels); else None."""
+    past_key_values: tuple[KeyValue, ...]
+    """Each layer's key and value states (batch, kv_heads, virtual + tokens, head_dim); behind an encoder, the decoder's own."""
+    start_logits: Array | None = None
+    """QUESTION_ANS: (batch, positions)."""
+    end_logits: Array | None = None
+    """QUESTION_ANS: (batch, positions)."""
+    last_hidden_state: Array | None = None
+    """FEATURE_EXTRACTION: (batch, positions, hidden)."""
+    pooler_output: Array | None = None
+    """FEATURE_EXTRACTION with BERT or RoBERTa: (batch, hidden)."""
+    encoder_last_hidden_state: Array | None = None
+    """SEQ_2_SEQ_LM: what the decoder's cross-attention reads."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Checked inputs; each may be None but the first."""
+
+    input_ids: Array
+    attention_mask: Array | None = None
+    labels: Array | None = None
+    position_ids: Array | None = None
+    token_type_ids: Array | None = None
+    decoder_input_ids: Array | None = None
+    decoder_attention_mask: Array | None = None
+    start_positions: Array | None = None
+    end_positions: Array | None = None
+
+
+@step("inputs.labels", clause="TK-1", axes="batch query", kind="exact", source=_PEFT + "PeftModelForCausalLM.forward")
+def extend_labels(labels: Int[Array, "batch tokens"], num_virtual_tokens: int) -> Int[Array, "batch query"]:
+    """Prompt tuning: −100 for each virtual token, then the labels. Prefix tuning leaves labels as they are.
+
+    The loss shifts labels by one, so the first real token *is* predicted, by the last virtual token: the mean is over
+    m terms per row, against m − 1 for prefix tuning.
+    How others differ: labels not extended (another length, or every label off by n), or padded with 0 or a pad id.
+    """
+    ignored = np.full((labels.shape[0], num_virtual_tokens), ops.IGNORE_INDEX, labels.dtype, like=labels)
+    return np.concatenate([ignored, labels], axis=1)
+
+
+@step("inputs.token_type_ids", clause="TK-4", axes="batch query", kind="exact", source=_PEFT + "PeftModelForSequenceClassification.forward")  # fmt: skip
+def extend_token_types(
+    token_type_ids: Int[Array, "batch tokens"], num_virtual_tokens: int
+) -> Int[Array, "batch query"]:
+    """Prompt tuning: type 0 for each virtual token. Only SEQ_CLS and TOKEN_CLS look at types; QUESTION_ANS drops them silently."""
+    zeros = np.full((token_type_ids.shape[0], num_virtual_tokens), 0, token_type_ids.dtype, like=token_type_ids)
+    return np.concatenate([zeros, token_type_ids], axis=1)
+
+
+@step("inputs.decoder_input_ids", clause="TK-10", axes="batch decoder_tokens", kind="exact", source="transformers models/bart/modeling_bart.py shift_tokens_right")  # fmt: skip
+def shift_right(
+    labels: Int[Array, "batch decoder_tokens"], decoder_start_token_id: int, pad_token_id: int
+) -> Int[Array, "batch decoder_tokens"]:
+    """What the decoder reads where the caller gives labels alone: the start token, then all labels but the last; −100 as padding.
+
+    How others differ: labels that are shifted again in the loss, which for an encoder-decoder is not shifted.
+    """
+    start = np.full((labels.shape[0], 1), decoder_start_token_id, labels.dtype, like=labels)
+    shifted = np.concatenate([start, labels[:, :-1]], axis=1)
+    return np.where(shifted == ops.IGNORE_INDEX, pad_token_id, shifted)
+
+
+def get_prompt(
+    parameters: Parameters, config: PromptLearningConfig, batch_size: int, base: BaseModel | None = None
+) -> Array | tuple[KeyValue, ...]:
+    """The virtual tokens as the base model gets them. `base`: whose caches may cut a prefix (PX-9).
+
+    Returns:
+        Prompt tuning: embeddings (batch, virtual, hidden); of an encoder-decoder (batch, 2 · virtual, hidden), of which only the
+        first half is used. Prefix tuning: one (key, value) for each layer, each (batch, kv_heads, virtual, head_dim).
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.get_prompt`.
+    """
+    if isinstance(config, PrefixTuningConfig):
+        windows = base.config.sliding_windows if base is not None and base.config.cuts_prefix else None
+        return prefix_encoder.forward(parameters, config, batch_size, windows or ())
+    return prompt_embedding.forward(parameters, batch_size)
+
+
+def forward(
+    parameters: Parameters,
+    base: BaseModel,
+    config: PromptLearningConfig,
+    input_ids: Int[Array, "batch tokens"],
+    attention_mask: Shaped[Array, "batch tokens"] | None = None,
+    labels: Array | None = None,
+    position_ids: Int[Array, "batch tokens"] | None = None,
+    **others: Array | None,
+) -> Output:
+    """The adapted model on checked inputs: a pure function of the trainable parameters.
+
+    `others` are the further fields of `Batch`. Zero virtual tokens give the base model.
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModelFor…​.forward`.
+    """
+    batch = Batch(input_ids, attention_mask, labels, position_ids, **others)
+    if base.config.kind == "encoder_decoder":
+        return _encoder_decoder(parameters, base, config, batch)
+    embeds = word_embeddings(base, input_ids)
+    mask, virtual = attention_mask, config.num_virtual_tokens
+    mask = None if mask is None else masks.extend_attention_mask(mask, virtual)
+    types = batch.token_type_ids if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else None
+    prompt = get_prompt(parameters, config, input_ids.shape[0], base)
+    past: tuple[KeyValue, ...] | None = None
+    if isinstance(prompt, tuple):
+        past = prompt
+        positions = None if config.task_type == "QUESTION_ANS" else position_ids
+        given = Given(positions, types, input_ids, virtual)
+    else:
+        types = None if types is None else extend_token_types(types, virtual)
+        embeds = prompt_embedding.prepend(prompt, embeds)
+        given = Given(token_type_ids=types)
+    decoded = stack.forward(base.parameters, base.config, embeds, mask, past, given)
+    return _finished(parameters, base, config, batch, decoded)
+
+
+def _encoder_decoder(
+    parameters: Parameters, base: BaseModel, config: PromptLearningConfig, batch: Batch
+) -> Output:
+    """SEQ_2_SEQ_LM."""
+    prompt = get_prompt(parameters, config, batch.input_ids.shape[0], base)
+    encoded, mask = encode(base, config, prompt, batch.input_ids, batch.attention_mask)
+    ids = _decoder_ids(base, config, batch)
+    decoder_mask, past = batch.decoder_attention_mask, None
+    if isinstance(prompt, tuple):
+        past = prompt
+    decoded = decode(base, config, ids, decoder_mask, past, encoded, mask)
+    logits = language_model_logits(parameters, base, decoded.hidden)
+    loss = None if batch.labels is None else ops.loss("seq2seq", logits, batch.labels)
+    return Output(loss, logits, decoded.past_key_values, encoder_last_hidden_state=encoded)
+
+
+def encode(
+    base: BaseModel,
+    config: PromptLearningConfig,
+    prompt: Array | tuple[KeyValue, ...],
+    input_ids: Int[Array, "batch tokens"],
+    attention_mask: Shaped[Array, "batch tokens"] | None,
+) -> tuple[Array, Array | None]:
+    """The encoder's last hidden states, and the mask over them.
+
+    Prompt tuning puts the first n of its 2n rows before the text; rows n … 2n − 1 are never used (clause PT-8). A prefix does not
+    reach the encoder.
+    """
+    virtual, mask, embeds = config.num_virtual_tokens, attention_mask, word_embeddings(base, input_ids)
+    if not isinstance(prompt, tuple):
+        embeds = prompt_embedding.prepend(np.cut(prompt, 0, virtual, 1), embeds)
+        mask = None if mask is None else masks.extend_attention_mask(mask, virtual)
+    own, parameters = base.config.stack("encoder"), base.parameters
+    return stack.forward(stack.stack_parameters(parameters, "encoder"), own, embeds, mask, name="encoder").hidden, mask
+
+
+def decode(
+    base: BaseModel,
+    config: PromptLearningConfig,
+    ids: Int[Array, "batch decoder_tokens"],
+    decoder_mask: Shaped[Array, "batch decoder_tokens"] | None,
+    past: tuple[KeyValue, ...] | None,
+    encoded: Array,
+    encoder_mask: Array | None,
+    *,
+    cached: int | None = None,
+) -> StackOutput:
+    """The decoder on its own tokens, behind the prefix or an earlier call's cache, with its eyes on the encoder's states.
+
+    `cached`: how many positions the cache holds, if it is not the prefix's.
+    """
+    with scope(which="decoder_"):
+        embeds = word_embeddings(base, ids)
+        if decoder_mask is not None and isinstance(config, PrefixTuningConfig):
+            decoder_mask = masks.extend_attention_mask(decoder_mask, config.num_virtual_tokens)
+        parameters, own = stack.stack_parameters(base.parameters, "decoder"), base.config.stack("decoder")
+        virtual = config.num_virtual_tokens if past is not None else 0
+        given = Given(past=virtual if cached is None else cached, encoded=encoded, encoder_mask=encoder_mask)
+        return stack.forward(parameters, own, embeds, decoder_mask, past, given, name="decoder")
+
+
+def _decoder_ids(base: BaseModel, config: PromptLearningConfig, batch: Batch) -> Array:
+    """The caller's, or the labels shifted; BART with a prefix falls back on the encoder's text, as HF does (clause TK-10)."""
+    if batch.decoder_input_ids is not None:
+        return batch.decoder_input_ids
+    source = batch.labels
+    if source is None and base.config.family == "bart" and isinstance(config, PrefixTuningConfig):
+        source = batch.input_ids
+    if source is None:
+        raise InputError(
+            "An encoder-decoder needs something to decode: give labels, or decoder_input_ids that begin with its "
+            "decoder_start_token_id."
+        )
+    start, pad = base.config.decoder_start_token_id, base.config.pad_token_id
+    if start is None or pad is None:
+        raise InputError(
+            f"decoder_start_token_id and pad_token_id of the base model are {start} and {pad}; labels are shifted with both. Set "
+            "them in config.json, or give decoder_input_ids."
+        )
+    return shift_right(source, start, pad)
+
+
+def language_model_logits(parameters: Parameters, base: BaseModel, hidden: Array) -> Array:
+    """The language-model head: the trained copy, if it is among `modules_to_save`, or the frozen one."""
+    model = base.config
+    weight = parameters.get(TRAINED + "lm_head.weight", base.parameters.get(HEAD))
+    if weight is None:
+        raise InputError("The base model's checkpoint has no language-model head. Load one that has.")
+    bias = base.parameters.get("head.bias")
+    options: dict[str, Any] = {} if bias is None else {"bias": parameters.get(TRAINED + "lm_head.bias", bias)}
+    options |= {} if model.logits_scale == 1.0 else {"scale": model.logits_scale}
+    options |= {} if model.logits_softcap is None else {"cap": model.logits_softcap}
+    return heads.language_model_head(hidden, weight, **options)
+
+
+def head_of(base: BaseModel, task_type: str | None) -> Head | None:
+    """The head of a task type of classification in the base model's family; None if it has none."""
+    return family_of(base.config.family).heads.get(str(task_type))
+
+
+def head_parameters(base: BaseModel, head: Head) -> dict[str, Array]:
+    """The tensors of a head in the base model's checkpoint, under HF's names."""
+    start = f"{HEADS}{head.module}."
+    found = {name[len(HEADS) :]: value for name, value in base.parameters.items() if name.startswith(start)}
+    maps = ("dense.", "out_proj.") if head.form == "first_token" else ("",)
+    wanted = {f"{head.module}.{map_}{kind}" for map_ in maps for kind in ("weight", "bias") if head.bias or kind == "weight"}
+    return {name: value for name, value in found.items() if name in wanted}
+
+
+def _pooled(base: BaseModel, hidden: Array) -> Array | None:
+    weight = base.parameters.get(HEADS + "pooler.dense.weight")
+    return None if weight is None else heads.pooler_output(hidden, weight, base.parameters[HEADS + "pooler.dense.bias"])
+
+
+def _finished(
+    parameters: Parameters, base: BaseModel, config: PromptLearningConfig, batch: Batch, decoded: StackOutput
+) -> Output:
+    """The head and the loss of a model of one stack."""
+    hidden, past, labels, task = decoded.hidden, decoded.past_key_values, batch.labels, config.task_type
+    if task == "FEATURE_EXTRACTION":
+        features = heads.last_hidden_state(hidden)
+        return Output(None, None, past, last_hidden_state=features, pooler_output=_pooled(base, hidden))
+    if task == "CAUSAL_LM":
+        if labels is not None and not isinstance(config, PrefixTuningConfig):
+            labels = extend_labels(labels, config.num_virtual_tokens)
+        logits = language_model_logits(parameters, base, hidden)
+        return Output(None if labels is None else ops.loss("causal_lm", logits, labels), logits, past)
+    head = head_of(base, task)
+    assert head is not None  # noqa: S101  (a model without the head is refused before)
+    module = {name: parameters.get(TRAINED + name, value) for name, value in head_parameters(base, head).items()}
+    weight, bias = module.get(f"{head.module}.weight"), module.get(f"{head.module}.bias")
+    if task == "QUESTION_ANS":
+        span = heads.start_logits(hidden, weight, bias), heads.end_logits(hidden, weight, bias)
+        positions = batch.start_positions, batch.end_positions
+        known = positions[0] is not None and positions[1] is not None
+        loss = ops.loss("question_answering", *span, *positions) if known else None
+        return Output(loss, None, past, *span)
+    if task == "TOKEN_CLS":
+        logits = heads.token_logits(hidden, weight, bias)
+        return Output(None if labels is None else ops.loss("token_classification", logits, labels), logits, past)
+    logits = _sequence_logits(base, config, batch, hidden, head, module)
+    if labels is None:
+        return Output(None, logits, past)
+    return Output(ops.loss("sequence_classification", logits, labels, problem_type(base, labels)), logits, past)
+
+
+def _sequence_logits(
+    base: BaseModel, config: PromptLearningConfig, batch: Batch, hidden: Array, head: Head, module: Mapping[str, Array]
+) -> Array:
+    """SEQ_CLS: one row of logits for each text."""
+    weight, bias = module.get(f"{head.module}.weight"), module.get(f"{head.module}.bias")
+    if head.form == "last_token":
+        ids = batch.input_ids if isinstance(config, PrefixTuningConfig) else None
+        positions = heads.last_token(ids, base.config.pad_token_id, hidden.shape[0], hidden.shape[1] - 1)
+        assert weight is not None  # noqa: S101  (checked when the adapter was made)
+        return heads.last_token_logits(heads.score_logits(hidden, weight), positions)
+    if head.form == "pooler":
+        return heads.pooled_logits(_pooled(base, hidden), weight, bias)
+    dense, last = f"{head.module}.dense.", f"{head.module}.out_proj."
+    first = heads.first_token_hidden(hidden, module[dense + "weight"], module[dense + "bias"], head.activation)
+    return heads.pooled_logits(first, module[last + "weight"], module[last + "bias"])
+
+
+def problem_type(base: BaseModel, labels: Array) -> Any:
+    """SEQ_CLS: the base model's `problem_type`, or what its number of labels and the labels' format say (clause TK-5)."""
+    if base.config.problem_type is not None:
+        return base.config.problem_type
+    if base.config.num_labels == 1:
+        return "regression"
+    whole = np.to_host(labels).dtype.kind in "iu"
+    return "single_label_classification" if whole else "multi_label_classification"
