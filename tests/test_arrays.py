@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,11 @@ CASES: dict[str, tuple[Callable[[Any, Make], Any], Callable[[Any], Any]]] = {
     "mean two": (lambda x, _: np.mean(x, axis=(0, 2)), lambda x: x.sum(2).sum(0) / 8),
     "tanh": (lambda x, _: np.tanh(x), numpy.tanh),
     "exp": (lambda x, _: np.exp(x), numpy.exp),
+    "erf": (lambda x, _: np.erf(x), numpy.vectorize(math.erf)),
+    "erf far out": (lambda x, _: np.erf(x * 2.0 + 1.0), lambda x: numpy.vectorize(math.erf)(2 * x + 1)),
+    "log1p": (lambda x, _: np.log1p(np.exp(x)), lambda x: numpy.logaddexp(x, 0)),
+    "sin": (lambda x, _: np.sin(x), numpy.sin),
+    "cos": (lambda x, _: np.cos(x * 3.0), lambda x: numpy.sin(3 * x + numpy.pi / 2)),
     "log": (lambda x, _: np.log(np.square(x) + 1.0), lambda x: numpy.log1p(x**2)),
     "sqrt": (lambda x, _: np.sqrt(np.square(x) + 1.0), lambda x: numpy.hypot(x, 1)),
     "square": (lambda x, _: np.square(x), lambda x: x * x),
@@ -171,6 +177,7 @@ def test_primitives_run_on_foreign_arrays(name: str) -> None:
 def test_every_public_function_has_a_case() -> None:
     """So that a new primitive cannot be forgotten here."""
     tested = {"exp", "log", "sqrt", "square", "reshape", "swapaxes", "transpose", "tanh", "sum", "mean"}
+    tested |= {"erf", "log1p", "sin", "cos"}
     tested |= {"where", "concatenate", "unstack", "take_rows", "pick", "cast_to", "broadcast_to"}
     elsewhere = {
         "constant_max",
@@ -182,7 +189,7 @@ def test_every_public_function_has_a_case() -> None:
         "register",
         "to_host",
     }
-    assert set(np.__all__) == tested | elsewhere | {"Array", "Float", "Parameters", "primitive"}
+    assert set(np.__all__) == tested | elsewhere | {"Array", "Float", "Parameters", "primitive", "defvjp"}
 
 
 def test_constant_max_is_a_constant() -> None:
@@ -409,7 +416,7 @@ def test_the_specification_keeps_float32(method: str, masked: bool) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [ops.softmax, ops.log_sum_exp, *dict.fromkeys(ops.ACTIVATIONS.values())],
+    [ops.softmax, ops.log_softmax, ops.bloom_gelu, *dict.fromkeys(ops.ACTIVATIONS.values())],
     ids=lambda f: f.__name__,
 )
 def test_elementary_operations_keep_float32(function: Callable[[Any], Any]) -> None:

@@ -1,4 +1,4 @@
-"""The elementary operations against values worked out by hand, or by loops over plain Python floats."""
+"""The elementary operations and the losses against values worked out by hand, or by loops over plain Python floats."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy
 import pytest
+from autograd.core import make_vjp
+from foreign import Foreign, fetch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import relative_error
 
-from refpeft import arrays, ops
-from refpeft.errors import ConfigError
+from refpeft import arrays, ops, steps
 
 RANDOM = numpy.random.default_rng(5)
 
@@ -59,17 +61,60 @@ def test_layer_norm_of_a_constant_row_is_the_bias() -> None:
     )
 
 
+def test_layer_norm_without_weight_or_bias() -> None:
+    x, weight, bias = RANDOM.normal(size=(3, 5)), RANDOM.normal(size=5), RANDOM.normal(size=5)
+    plain = ops.layer_norm(x, numpy.ones(5), numpy.zeros(5), 1e-5)
+    numpy.testing.assert_array_equal(ops.layer_norm(x, None, None, 1e-5), plain)
+    numpy.testing.assert_array_equal(ops.layer_norm(x, weight, None, 1e-5), plain * weight)
+    numpy.testing.assert_array_equal(ops.layer_norm(x, None, bias, 1e-5), plain + bias)
+
+
+def test_rms_norm_by_hand() -> None:
+    x = numpy.array([[1.0, -3.0, 5.0, 7.0]])  # mean square 84 / 4 = 21; with ε = 4 the root is 5
+    weight, bias = numpy.array([5.0, 10.0, 15.0, 20.0]), numpy.array([0.0, 1.0, 2.0, 3.0])
+    for function, offset in ((ops.rms_norm, 0.0), (ops.rms_norm_plus_one, 1.0)):
+        plain, scaled = x / 5, x / 5 * (offset + weight)
+        numpy.testing.assert_allclose(function(x, weight, None, 4.0), scaled, rtol=1e-15)
+        numpy.testing.assert_allclose(function(x, weight, bias, 4.0), scaled + bias, rtol=1e-15)
+        numpy.testing.assert_allclose(function(x, None, None, 4.0), plain, rtol=1e-15)
+        numpy.testing.assert_allclose(function(x, None, bias, 4.0), plain + bias, rtol=1e-15)
+
+
+def test_rms_norm_of_each_row_keeps_the_mean() -> None:
+    x, weight = RANDOM.normal(size=(2, 3, 7)) * 5 + 3, RANDOM.normal(size=7)
+    for row, given_row in zip(
+        x.reshape(6, 7), ops.rms_norm(x, weight, None, 1e-6).reshape(6, 7), strict=True
+    ):
+        root = math.sqrt(math.fsum(value * value for value in row) / 7 + 1e-6)
+        numpy.testing.assert_allclose(
+            given_row, [v / root * w for v, w in zip(row, weight, strict=True)], rtol=1e-14
+        )
+
+
+def test_the_table_of_norms() -> None:
+    names = ["layer_norm", "rms_norm", "rms_norm_plus_one"]
+    assert list(ops.NORMS) == [norm.__name__ for norm in ops.NORMS.values()] == names
+
+
+def test_softcap() -> None:
+    x = numpy.array([-1e4, -50.0, 0.0, 1e-3, 25.0, 1e4])
+    numpy.testing.assert_allclose(ops.softcap(x, 50.0), [50 * math.tanh(v / 50) for v in x], rtol=1e-15)
+    _, gradient = arrays.value_and_grad(lambda p: arrays.sum(ops.softcap(p["x"], 50.0)), {"x": x})
+    numpy.testing.assert_allclose(gradient["x"], [1 - math.tanh(v / 50) ** 2 for v in x], rtol=1e-14)
+
+
 ROWS = st.lists(st.floats(-700, 700), min_size=1, max_size=6)
 
 
 @given(ROWS)
-def test_softmax_and_log_sum_exp_by_loops(row: list[float]) -> None:
+def test_softmax_and_log_softmax_by_loops(row: list[float]) -> None:
     shift = max(row)
     total = math.fsum(math.exp(value - shift) for value in row)
     expected = [math.exp(value - shift) / total for value in row]
     x = numpy.array([row, row[::-1]])
     numpy.testing.assert_allclose(ops.softmax(x), [expected, expected[::-1]], rtol=1e-13, atol=1e-300)
-    numpy.testing.assert_allclose(ops.log_sum_exp(x), [shift + math.log(total)] * 2, rtol=1e-13, atol=1e-13)
+    expected = [value - shift - math.log(total) for value in row]
+    numpy.testing.assert_allclose(ops.log_softmax(x), [expected, expected[::-1]], rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -78,8 +123,8 @@ def test_extreme_logits_do_not_overflow(dtype: str) -> None:
     x = numpy.array([[far, 0.0, -far], [-far, -far, -far], [1e5, 1e5, -1e5]], dtype=dtype)
     softmax = ops.softmax(x)
     numpy.testing.assert_allclose(softmax, [[1, 0, 0], [1 / 3] * 3, [0.5, 0.5, 0]], rtol=1e-6)
-    expected = numpy.array([far, -far, 1e5 + math.log(2)])
-    numpy.testing.assert_allclose(ops.log_sum_exp(x), expected, rtol=1e-6)
+    expected = [[0, -far, -2 * far], [-math.log(3)] * 3, [-math.log(2), -math.log(2), -2e5 - math.log(2)]]
+    numpy.testing.assert_allclose(ops.log_softmax(x), expected, rtol=1e-6)
     logits, labels = x[None], numpy.array([[0, 1, 2]])
     _, gradient = arrays.value_and_grad(
         lambda p: ops.causal_lm_loss(p["x"][:, 1:], labels[:, 1:]), {"x": logits}
@@ -87,68 +132,13 @@ def test_extreme_logits_do_not_overflow(dtype: str) -> None:
     numpy.testing.assert_allclose(gradient["x"], [[[0, 0, 0], [1 / 3, 1 / 3, -2 / 3], [0, 0, 0]]], rtol=1e-6)
 
 
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
+def test_small_losses_of_large_logits_are_not_lost() -> None:
+    """What is 15 behind costs e⁻¹⁵, as torch has it; `logsumexp − logit` would be off by 1e-13 here."""
+    loss = ops.cross_entropy(numpy.array([[1000.0, 985.0]]), numpy.array([0]))
+    assert abs(float(loss) - math.log1p(math.exp(-15))) < 2.0**-52
 
 
-def gelu_tanh(x: float) -> float:
-    return x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-BY_NAME = {
-    "gelu_new": gelu_tanh,
-    "gelu_pytorch_tanh": gelu_tanh,
-    "relu": lambda x: max(x, 0.0),
-    "silu": lambda x: x * sigmoid(x),
-    "swish": lambda x: x * sigmoid(x),
-    "tanh": math.tanh,
-}
-
-
-def test_every_activation_is_tested() -> None:
-    assert list(BY_NAME) == list(ops.ACTIVATIONS)
-
-
-@pytest.mark.parametrize("name", BY_NAME)
-def test_activations_by_loops(name: str) -> None:
-    x = numpy.linspace(-6, 6, 49).reshape(7, 7)
-    expected = [[BY_NAME[name](float(value)) for value in row] for row in x]
-    numpy.testing.assert_allclose(ops.activation(name)(x), expected, rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("gelu_new", 0.8411919906), ("silu", 0.7310585786), ("relu", 1.0), ("tanh", 0.7615941560)],
-)
-def test_activations_at_one(name: str, value: float) -> None:
-    assert float(ops.activation(name)(numpy.array(1.0))) == pytest.approx(value, abs=5e-11)
-
-
-@pytest.mark.parametrize("name", BY_NAME)
-def test_activations_of_large_numbers(name: str) -> None:
-    x = numpy.array([-1e4, 1e4])
-    value, gradient = arrays.value_and_grad(lambda p: arrays.sum(ops.activation(name)(p["x"])), {"x": x})
-    low, high = (-1.0, 1.0) if name == "tanh" else (0.0, 1e4)
-    assert value == low + high
-    numpy.testing.assert_array_equal(gradient["x"], [0.0, 0.0 if name == "tanh" else 1.0])
-
-
-def test_relu_has_gradient_zero_at_zero() -> None:
-    x = numpy.array([-1.0, 0.0, 2.0])
-    _, gradient = arrays.value_and_grad(lambda p: arrays.sum(ops.relu(p["x"])), {"x": x})
-    numpy.testing.assert_array_equal(gradient["x"], [0.0, 0.0, 1.0])
-
-
-def test_an_unknown_activation() -> None:
-    with pytest.raises(ConfigError) as caught:
-        ops.activation("gelu")
-    assert str(caught.value) == (
-        "The base model's activation is 'gelu'; refpeft computes gelu_new, gelu_pytorch_tanh, relu, silu, swish, tanh. "
-        "Use a base model with one of these."
-    )
-
-
-# ---------------------------------------------------------------- the loss
+# ---------------------------------------------------------------- the loss of a causal language model
 
 
 def naive_loss(logits: Any, labels: Any) -> float:
@@ -227,3 +217,208 @@ def test_labels_of_any_integer_type_give_the_loss_in_the_logits_dtype() -> None:
         assert float(loss) == pytest.approx(
             naive_loss(logits.astype(float).tolist(), [[0, -100, 3]]), rel=1e-6
         )
+
+
+# ---------------------------------------------------------------- the losses of other tasks
+
+
+def naive_cross_entropy(logits: Any, labels: Any, ignore: int = -100) -> float:
+    """Over rows: NaN where nothing counts."""
+    terms = [
+        math.log(math.fsum(math.exp(value) for value in row)) - row[label]
+        for row, label in zip(logits, labels, strict=True)
+        if label != ignore
+    ]
+    return math.fsum(terms) / len(terms) if terms else math.nan
+
+
+def rows(draw: Any, *shape: int) -> Any:
+    numbers = st.lists(st.floats(-9, 9), min_size=math.prod(shape), max_size=math.prod(shape))
+    return numpy.array(draw(numbers)).reshape(shape)
+
+
+SAME_POSITION = [ops.cross_entropy, ops.seq2seq_loss, ops.token_classification_loss]
+
+
+@pytest.mark.parametrize("function", SAME_POSITION, ids=lambda f: f.__name__)
+@given(data=st.data())
+def test_cross_entropy_by_loops(function: Any, data: st.DataObject) -> None:
+    """Each position's own label, −100 ignored; NaN where nothing counts."""
+    batch, tokens, classes = (data.draw(st.integers(1, 4)) for _ in range(3))
+    label = st.sampled_from([-100, *range(classes)])
+    labels = [[data.draw(label) for _ in range(tokens)] for _ in range(batch)]
+    logits = rows(data.draw, batch, tokens, classes)
+    expected = naive_cross_entropy(logits.reshape(-1, classes).tolist(), sum(labels, []))  # noqa: RUF017
+    loss = function(logits, numpy.array(labels))
+    assert float(loss) == pytest.approx(expected, rel=1e-12, abs=1e-14, nan_ok=True)
+
+
+def test_another_label_may_be_ignored() -> None:
+    logits, labels = RANDOM.normal(size=(5, 3)), numpy.array([0, 2, 3, 1, 3])
+    loss = ops.cross_entropy(logits, labels, ignore_index=3)
+    assert float(loss) == pytest.approx(naive_cross_entropy(logits.tolist(), labels, 3), rel=1e-14)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64"])
+def test_regression(outputs: int, dtype: str) -> None:
+    """The mean over batch and outputs; one output's labels may lack their axis."""
+    logits = RANDOM.normal(size=(4, outputs))
+    labels = (RANDOM.normal(size=(4, outputs)) * 3).astype(dtype)
+    pairs = list(zip(logits.ravel().tolist(), labels.ravel().tolist(), strict=True))
+    expected = math.fsum((a - b) ** 2 for a, b in pairs) / len(pairs)
+    forms = [labels, labels[:, 0]] if outputs == 1 else [labels]
+    for form in forms:
+        loss, gradient = arrays.value_and_grad(
+            lambda p, form=form: ops.sequence_classification_loss(p["x"], form, "regression"), {"x": logits}
+        )
+        assert loss.dtype == numpy.float64
+        assert float(loss) == pytest.approx(expected, rel=1e-14)
+        assert gradient["x"].ravel().tolist() == pytest.approx([2 * (a - b) / len(pairs) for a, b in pairs])
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_a_single_label(column: bool) -> None:
+    logits, labels = RANDOM.normal(size=(4, 3)), [2, -100, 0, 1]
+    given_labels = numpy.array(labels)[:, None] if column else numpy.array(labels)
+    loss = ops.sequence_classification_loss(logits, given_labels, "single_label_classification")
+    assert float(loss) == pytest.approx(naive_cross_entropy(logits.tolist(), labels), rel=1e-14)
+
+
+@given(st.data())
+def test_several_labels_by_loops(data: st.DataObject) -> None:
+    """Labels may be soft; the mean is over batch and labels."""
+    batch, classes = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    logits, labels = rows(data.draw, batch, classes), rows(data.draw, batch, classes) / 18 + 0.5
+    terms = [
+        y * math.log1p(math.exp(-x)) + (1 - y) * math.log1p(math.exp(x))
+        for x, y in zip(logits.ravel().tolist(), labels.ravel().tolist(), strict=True)
+    ]
+
+    def loss(p: Any) -> Any:
+        return ops.sequence_classification_loss(p["x"], labels, "multi_label_classification")
+
+    value, gradient = arrays.value_and_grad(loss, {"x": logits})
+    assert float(value) == pytest.approx(math.fsum(terms) / len(terms), rel=1e-13, abs=1e-15)
+    expected = (1 / (1 + numpy.exp(-logits)) - labels) / len(terms)
+    numpy.testing.assert_allclose(gradient["x"], expected, rtol=1e-12, atol=2e-16)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_several_labels_of_extreme_logits(dtype: str) -> None:
+    """What is right costs nothing, what is wrong its distance; nothing overflows."""
+    logits, labels = numpy.array([[1e5, -1e5], [1e5, -1e5]], dtype), numpy.array([[1, 0], [0, 1]])
+    loss, gradient = arrays.value_and_grad(
+        lambda p: ops.sequence_classification_loss(p["x"], labels, "multi_label_classification"),
+        {"x": logits},
+    )
+    assert loss == 5e4
+    assert loss.dtype == gradient["x"].dtype == numpy.dtype(dtype)
+    numpy.testing.assert_array_equal(gradient["x"], [[0, 0], [0.25, -0.25]])
+    certain = ops.sequence_classification_loss(
+        numpy.array([[40.0]]), numpy.array([[1.0]]), "multi_label_classification"
+    )
+    assert float(certain) == pytest.approx(math.exp(-40), rel=1e-14), "small, but not lost"
+
+
+SPANS = [
+    ([0, 3, 1], [2, 4, 1], "inside"),
+    ([0, 5, 1], [2, 9, 7], "from the length on: not counted"),
+    ([0, -1, 1], [2, -100, 4], "below 0: counted as 0"),
+    ([5, 5, 6], [2, 1, 0], "no start counts: NaN"),
+    ([1, 2, 3], [5, 5, 100], "no end counts: NaN"),
+]
+
+
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize(("starts", "ends", "what"), SPANS, ids=[what for *_, what in SPANS])
+def test_question_answering(starts: list[int], ends: list[int], what: str, column: bool) -> None:
+    start_logits, end_logits = RANDOM.normal(size=(2, 3, 5))
+    expected = [
+        naive_cross_entropy(logits.tolist(), [min(max(p, 0), 5) for p in positions], 5)
+        for logits, positions in ((start_logits, starts), (end_logits, ends))
+    ]
+    assert math.isnan(sum(expected)) == what.endswith("NaN")
+    shape = (3, 1) if column else (3,)
+    loss, gradient = arrays.value_and_grad(
+        lambda p: ops.question_answering_loss(
+            p["start"], p["end"], numpy.array(starts).reshape(shape), numpy.array(ends).reshape(shape)
+        ),
+        {"start": start_logits, "end": end_logits},
+    )
+    assert float(loss) == pytest.approx(sum(expected) / 2, rel=1e-13, nan_ok=True)
+    for name, positions in (("start", starts), ("end", ends)):
+        moved = [row for row, position in enumerate(positions) if position < 5]
+        assert numpy.flatnonzero(gradient[name].any(axis=1)).tolist() == moved
+
+
+# ---------------------------------------------------------------- one step for all of them
+
+LOGITS, HEAD = RANDOM.normal(size=(2, 3, 4)), RANDOM.normal(size=(2, 3))
+LABELS, CLASSES = numpy.array([[0, 1, -100], [3, -100, 2]]), numpy.array([2, 0])
+OF_KIND: dict[str, tuple[Any, ...]] = {
+    "causal_lm": (LOGITS, LABELS),
+    "seq2seq": (LOGITS, LABELS),
+    "token_classification": (LOGITS, LABELS),
+    "sequence_classification": (HEAD, CLASSES, "single_label_classification"),
+    "question_answering": (LOGITS[..., 0], LOGITS[..., 1], CLASSES, CLASSES),
+}
+
+
+def test_every_kind_of_loss_is_tested() -> None:
+    assert list(OF_KIND) == list(ops.LOSSES)
+    assert [function.__name__ for function in ops.LOSSES.values()] == [f"{kind}_loss" for kind in OF_KIND]
+
+
+@pytest.mark.parametrize("kind", OF_KIND)
+def test_the_step_loss_is_the_loss_of_its_kind(kind: str) -> None:
+    with steps.recording() as stages:
+        loss = ops.loss(kind, *OF_KIND[kind])
+    assert loss == ops.LOSSES[kind](*OF_KIND[kind])
+    assert stages == {"loss": loss}
+    with steps.replaced({"loss": lambda kind, *arguments: (kind, len(arguments))}):
+        assert ops.loss(kind, *OF_KIND[kind]) == (kind, len(OF_KIND[kind]))
+
+
+FOREIGN: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    **{kind: (ops.LOSSES[kind], arguments) for kind, arguments in OF_KIND.items()},
+    "regression": (ops.sequence_classification_loss, (HEAD, HEAD[::-1].copy(), "regression")),
+    "several labels": (ops.sequence_classification_loss, (HEAD, HEAD > 0, "multi_label_classification")),
+    **{name: (norm, (LOGITS, LOGITS[0, 0], LOGITS[0, 1], 1e-5)) for name, norm in ops.NORMS.items()},
+    **{f"{name} alone": (norm, (LOGITS, None, None, 1e-5)) for name, norm in ops.NORMS.items()},
+    "softcap": (ops.softcap, (LOGITS, 2.0)),
+    "bloom_gelu": (ops.bloom_gelu, (LOGITS,)),
+    "softplus": (ops.softplus, (LOGITS,)),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_they_run_on_foreign_arrays(name: str) -> None:
+    """The first argument is differentiated."""
+    function, (first, *others) = FOREIGN[name]
+
+    def scalar(form: Any) -> Any:
+        rest = [form(other) if isinstance(other, numpy.ndarray) else other for other in others]
+        return lambda p: arrays.sum(arrays.square(function(p["x"], *rest)))
+
+    expected, gradient = arrays.value_and_grad(scalar(lambda x: x), {"x": first})
+    value, foreign_gradient = arrays.value_and_grad(scalar(Foreign), {"x": Foreign(first)})
+    assert relative_error(fetch(value), expected) < 1e-15
+    assert relative_error(fetch(foreign_gradient)["x"], gradient["x"]) < 1e-15
+    assert gradient["x"].any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "longdouble"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_they_keep_the_dtype(name: str, dtype: str) -> None:
+    """Labels in float64 do not widen."""
+    function, (first, *others) = FOREIGN[name]
+    if name in ops.NORMS:
+        others = [other.astype(dtype) if isinstance(other, numpy.ndarray) else other for other in others]
+    if name == "question_answering":
+        others[0] = others[0].astype(dtype)
+    x = first.astype(dtype)
+    backward, value = make_vjp(lambda boxed: function(boxed, *others), x)
+    assert value.dtype == numpy.dtype(dtype)
+    assert backward(numpy.ones_like(value)).dtype == numpy.dtype(dtype)
+    assert relative_error(value, function(*FOREIGN[name][1])) < 1e-6
