@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import autograd
+import ml_dtypes
 import numpy
 import pytest
 from autograd.core import make_vjp
@@ -85,6 +86,11 @@ CASES: dict[str, tuple[Callable[[Any, Make], Any], Callable[[Any], Any]]] = {
         lambda x, c: np.concatenate([np.sum(x, axis=0, keepdims=True), x], axis=0),
         lambda x: numpy.vstack([x[:1] + x[1:], x]),
     ),
+    "cut": (lambda x, _: np.cut(x, 1, 3, -1) * np.cut(x, 0, 2, 2), lambda x: x[..., 1:3] * x[..., :2]),
+    "cut beyond the end": (lambda x, _: np.cut(x, 1, 9, 1), lambda x: x[:, 1:]),
+    "cut to nothing": (lambda x, _: np.sum(np.cut(x, 1, 1, 0)) + np.sum(x), lambda x: x.sum()),
+    "entry": (lambda x, _: np.entry(x, 2, 1), lambda x: x[:, 2]),
+    "entry last": (lambda x, _: np.entry(x, 0, -1), lambda x: x[..., 0]),
     "unstack": (
         lambda x, _: np.unstack(x)[1] * np.unstack(x)[0] + np.unstack(x)[1],
         lambda x: x[1] * x[0] + x[1],
@@ -177,10 +183,12 @@ def test_primitives_run_on_foreign_arrays(name: str) -> None:
 def test_every_public_function_has_a_case() -> None:
     """So that a new primitive cannot be forgotten here."""
     tested = {"exp", "log", "sqrt", "square", "reshape", "swapaxes", "transpose", "tanh", "sum", "mean"}
-    tested |= {"erf", "log1p", "sin", "cos"}
+    tested |= {"erf", "log1p", "sin", "cos", "cut", "entry"}
     tested |= {"where", "concatenate", "unstack", "take_rows", "pick", "cast_to", "broadcast_to"}
     elsewhere = {
         "constant_max",
+        "cumsum",
+        "round_to",
         "arange",
         "full",
         "value_of",
@@ -197,6 +205,26 @@ def test_constant_max_is_a_constant() -> None:
     numpy.testing.assert_array_equal(np.constant_max(x, axis=1), x.max(1)[:, None])
     _, gradients = np.value_and_grad(lambda p: np.sum(np.constant_max(p["x"], axis=-1)), {"x": x})
     numpy.testing.assert_array_equal(gradients["x"], numpy.zeros_like(x))
+
+
+@pytest.mark.parametrize("form", [lambda x: x, Foreign])
+def test_cumsum_runs_along_the_last_axis(form: Make) -> None:
+    mask = numpy.array([[[0, 1, 1, 0], [1, 1, 0, 1]]])
+    read = fetch if form is Foreign else numpy.asarray
+    for dtype in ("int64", "float32"):
+        sums = read(np.cumsum(form(mask.astype(dtype))))
+        numpy.testing.assert_array_equal(sums, [[[0, 1, 2, 2], [1, 2, 2, 3]]])
+        assert sums.dtype == numpy.dtype(dtype)
+
+
+@pytest.mark.parametrize("form", [lambda x: x, Foreign])
+def test_round_to_keeps_the_dtype(form: Make) -> None:
+    """bfloat16 has eight bits: between 256 and 512 every second whole number, halves to even."""
+    x = numpy.array([255.0, 257.0, 259.0, 258.5, -1.00390625])
+    read = fetch if form is Foreign else numpy.asarray
+    rounded = read(np.round_to(form(x), ml_dtypes.bfloat16))
+    numpy.testing.assert_array_equal(rounded, [255.0, 256.0, 260.0, 258.0, -1.0])
+    assert rounded.dtype == numpy.float64
 
 
 def test_tanh_of_large_numbers_has_gradient_zero() -> None:
