@@ -305,7 +305,7 @@ def cumsum(x: Array) -> Array:
 
 def round_to(x: Array, dtype: Any) -> Array:
     """`x` rounded to another floating-point format, and back in its own."""
-    return cast("Array", x.astype(dtype).astype(x.dtype))
+    return x.astype(dtype).astype(x.dtype)
 
 
 def value_of(x: Any) -> Any:

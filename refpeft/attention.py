@@ -13,7 +13,8 @@ from jaxtyping import Bool
 
 from refpeft import arrays as np
 from refpeft.arrays import Array, Float
-from refpeft.ops import linear, softcap as capped, softmax
+from refpeft.ops import linear, softmax
+from refpeft.ops import softcap as capped
 from refpeft.positions import rotate
 from refpeft.steps import step
 

@@ -55,7 +55,9 @@ def save(directory: str | Path, config: PromptLearningConfig, parameters: Parame
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_tensors(
-            path / WEIGHTS_FILE, {name: numpy.asarray(value) for name, value in tensors.items()}, metadata={"format": "pt"}
+            path / WEIGHTS_FILE,
+            {name: numpy.asarray(value) for name, value in tensors.items()},
+            metadata={"format": "pt"},
         )
         replace(config, inference_mode=True).save_pretrained(path)
     except OSError as error:

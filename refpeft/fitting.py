@@ -1,6 +1,6 @@
 """Whether an adapter's configuration fits a base model, and what is trained then: checked where HF fails only later, or never.
 
-Follows HF peft 0.21.2 `mapping_func.py` (`get_peft_model`) and `peft_model.py` (`PeftModelFor…​.__init__`, `add_adapter`).
+Follows HF peft 0.21.2 `mapping_func.py` (`get_peft_model`) and `peft_model.py` (`PeftModelFor….__init__`, `add_adapter`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def _require_task(base: BaseModel, config: PromptLearningConfig) -> None:
         )
     head = tasks.head_of(base, task)
     if task in _HEADS_OF_TASKS and head is None:
-        raise ConfigError(f"HF has no {model.family} model for {task}, so there is no head to train or to compare with.")
+        raise ConfigError(
+            f"HF has no {model.family} model for {task}, so there is no head to train or to compare with."
+        )
     if head is not None and len(tasks.head_parameters(base, head)) != _tensors_of(head.form, bias=head.bias):
         raise ConfigError(
             f"The base model's checkpoint has no complete head '{head.module}' for {task}. Load the model with transformers' "
@@ -116,9 +118,7 @@ def _tensors_of(form: str, *, bias: bool) -> int:
 
 def _why_not(model: ModelConfig, task: str) -> str:
     if model.kind == "encoder_decoder" and task in ("FEATURE_EXTRACTION", "TOKEN_CLS"):
-        return (
-            " On the encoder alone HF drops a prefix without a word, and the whole model fails without a decoder's input."
-        )
+        return " On the encoder alone HF drops a prefix without a word, and the whole model fails without a decoder's input."
     if model.kind == "encoder_decoder":
         return " HF's classifiers of this kind need ids, or have no head under a name that HF peft looks for, and fail."
     return ""
@@ -126,7 +126,11 @@ def _why_not(model: ModelConfig, task: str) -> str:
 
 def _with_modules(config: PromptLearningConfig) -> PromptLearningConfig:
     added = _HEADS_OF_TASKS.get(str(config.task_type))
-    return config if added is None else replace(config, modules_to_save=[*(config.modules_to_save or ()), *added, *added])
+    return (
+        config
+        if added is None
+        else replace(config, modules_to_save=[*(config.modules_to_save or ()), *added, *added])
+    )
 
 
 def _require_sizes(model: ModelConfig, given: PromptLearningConfig, filled: PromptLearningConfig) -> None:
@@ -150,7 +154,9 @@ def _require_sizes(model: ModelConfig, given: PromptLearningConfig, filled: Prom
             f"token_dim is {filled.token_dim}, but this base model needs {width}. Leave it out, or was the adapter made for "
             "another base model?"
         )
-    enough = (filled.num_layers or 0) >= layers if model.kind == "encoder_decoder" else filled.num_layers == layers
+    enough = (
+        (filled.num_layers or 0) >= layers if model.kind == "encoder_decoder" else filled.num_layers == layers
+    )
     if prefix and (not enough or filled.num_attention_heads != heads):
         raise ConfigError(
             f"num_layers and num_attention_heads are {filled.num_layers} and {filled.num_attention_heads}, but this base "

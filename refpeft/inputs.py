@@ -90,7 +90,11 @@ def checked_integers(value: Any, shape: tuple[int, ...], name: str) -> Array:
 
 
 def checked_mask(
-    attention_mask: Any, shape: tuple[int, ...], virtual: int, name: str = "attention_mask", like: str = "input_ids"
+    attention_mask: Any,
+    shape: tuple[int, ...],
+    virtual: int,
+    name: str = "attention_mask",
+    like: str = "input_ids",
 ) -> Array:
     """A mask of 0 and 1 for the text alone, of the shape of the ids."""
     bfloat16 = str(getattr(attention_mask, "dtype", "")) == "bfloat16"  # no kind of NumPy's own
@@ -107,7 +111,9 @@ def checked_classes(value: Any, batch: int, num_labels: int, problem_type: str |
     array = _array(value, "labels", "iuf", "numbers")
     if array.dtype.kind == "f":
         single = num_labels == 1 and array.shape == (batch,)
-        if (not single and array.shape != (batch, num_labels)) or problem_type == "single_label_classification":
+        if (
+            not single and array.shape != (batch, num_labels)
+        ) or problem_type == "single_label_classification":
             raise InputError(
                 f"labels must have shape ({batch}, {num_labels}) where they are real numbers{', or be integers' if num_labels > 1 else ''}; "
                 f"got {array.dtype} {array.shape}."
@@ -121,13 +127,13 @@ def checked_classes(value: Any, batch: int, num_labels: int, problem_type: str |
         raise InputError(f"labels must have shape ({batch},): one class for each text; got {array.shape}.")
     wrong = ((array < 0) | (array >= num_labels)) & (array != ops.IGNORE_INDEX)
     if wrong.any():
-        raise InputError(f"labels hold {array[wrong][0]}; the base model's classes are 0 to {num_labels - 1}.")
+        raise InputError(
+            f"labels hold {array[wrong][0]}; the base model's classes are 0 to {num_labels - 1}."
+        )
     return array.reshape(-1).astype(numpy.int64)
 
 
-def checked_labels(
-    labels: Any, shape: tuple[int, ...], vocabulary: int, like: str = "input_ids"
-) -> Array:
+def checked_labels(labels: Any, shape: tuple[int, ...], vocabulary: int, like: str = "input_ids") -> Array:
     """Labels of the shape of the ids: token ids or classes, or −100."""
     array = _integers(labels, "labels")
     _same_shape(array, shape, "labels", 0, like)

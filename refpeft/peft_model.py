@@ -13,7 +13,17 @@ from typing import Any
 import numpy
 
 from refpeft import arrays as np
-from refpeft import checkpoint, fitting, generation, inputs, masks, prefix_encoder, prompt_embedding, task_inputs, tasks
+from refpeft import (
+    checkpoint,
+    fitting,
+    generation,
+    inputs,
+    masks,
+    prefix_encoder,
+    prompt_embedding,
+    task_inputs,
+    tasks,
+)
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
 from refpeft.errors import ConfigError, InputError
@@ -77,8 +87,12 @@ class PeftModel:
         if self.config.task_type == "FEATURE_EXTRACTION":
             raise InputError("FEATURE_EXTRACTION has no loss to differentiate.")
         if "labels" not in checked and not span:
-            wanted = "start_positions and end_positions" if self.config.task_type == "QUESTION_ANS" else "labels"
-            raise InputError(f"value_and_grad needs {wanted}: without them there is no loss to differentiate.")
+            wanted = (
+                "start_positions and end_positions" if self.config.task_type == "QUESTION_ANS" else "labels"
+            )
+            raise InputError(
+                f"value_and_grad needs {wanted}: without them there is no loss to differentiate."
+            )
 
         def loss(parameters: Parameters) -> Array:
             value = forward({**self._frozen, **parameters}, self.base, self.config, **checked).loss  # type: ignore[arg-type]

@@ -143,10 +143,13 @@ def alibi(
     """
     if rounded:
         slopes = [float(ml_dtypes.bfloat16(slope)) for slope in slopes]
-    column = np.concatenate([np.full((1, 1), slope, like.dtype, like) for slope in slopes], axis=0)  # (heads, 1)
+    column = np.concatenate(
+        [np.full((1, 1), slope, like.dtype, like) for slope in slopes], axis=0
+    )  # (heads, 1)
     if attention_mask is not None:
         mask = np.cast_to(attention_mask, like.dtype)
-        return column * ((np.cumsum(mask) - 1) * mask)[:, None, :] * times
+        counted: Array = ((np.cumsum(mask) - 1) * mask)[:, None, :]
+        return column * counted * times
     positions = np.cast_to(np.arange(keys, like=like), like.dtype)
     products = column * positions  # (heads, key)
     if rounded:
@@ -175,7 +178,8 @@ def relative_buckets(
     ratio = numpy.maximum(relative, 1).astype(numpy.float32) / numpy.float32(exact)
     logarithm = numpy.log(ratio) / numpy.float32(math.log(distance / exact)) * numpy.float32(buckets - exact)
     large = numpy.minimum(exact + logarithm.astype(numpy.int64), buckets - 1)
-    return start + numpy.where(relative < exact, relative, large)
+    found: Array = start + numpy.where(relative < exact, relative, large)
+    return found
 
 
 @step(
@@ -208,7 +212,8 @@ def rotate(
     """
     dimensions = cosine.shape[-1]
     first, second = np.cut(x, 0, dimensions // 2, -1), np.cut(x, dimensions // 2, dimensions, -1)
-    turned = np.concatenate([first, second], axis=-1) * cosine + np.concatenate([-second, first], axis=-1) * sine
+    half_turned = np.concatenate([-second, first], axis=-1)
+    turned: Array = np.concatenate([first, second], axis=-1) * cosine + half_turned * sine
     if dimensions == x.shape[-1]:
         return turned
     return np.concatenate([turned, np.cut(x, dimensions, x.shape[-1], -1)], axis=-1)

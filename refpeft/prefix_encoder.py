@@ -161,7 +161,13 @@ def decoder_value_row(layer: int, layers: int) -> int:
     return 4 * layer % (2 * layers) + 1
 
 
-@step("prefix.cut", clause="PX-9", stage="", axes="", source="transformers cache_utils.py DynamicSlidingWindowLayer.update")
+@step(
+    "prefix.cut",
+    clause="PX-9",
+    stage="",
+    axes="",
+    source="transformers cache_utils.py DynamicSlidingWindowLayer.update",
+)
 def forgotten(virtual: int, window: int | None) -> int:
     """How many of the first virtual tokens the cache of a layer does not keep.
 

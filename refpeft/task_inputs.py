@@ -31,7 +31,9 @@ TYPES = "Token type ids are not supported for parameter efficient tuning. Ignori
 """HF's words, when it drops an input."""
 
 
-def checked(model: ModelConfig, config: PromptLearningConfig, given: dict[str, Any]) -> dict[str, Array | None]:
+def checked(
+    model: ModelConfig, config: PromptLearningConfig, given: dict[str, Any]
+) -> dict[str, Array | None]:
     """The inputs of one call, those that HF ignores left out.
 
     Raises:
@@ -68,7 +70,9 @@ def checked(model: ModelConfig, config: PromptLearningConfig, given: dict[str, A
     return found
 
 
-def _positions(model: ModelConfig, config: PromptLearningConfig, value: Any, shape: tuple[int, ...]) -> Array | None:
+def _positions(
+    model: ModelConfig, config: PromptLearningConfig, value: Any, shape: tuple[int, ...]
+) -> Array | None:
     if config.task_type == "QUESTION_ANS":  # HF takes them and looks at them no more
         return None
     if isinstance(config, PromptTuningConfig):
@@ -77,7 +81,9 @@ def _positions(model: ModelConfig, config: PromptLearningConfig, value: Any, sha
     return inputs.checked_positions(value, shape, config.num_virtual_tokens, model)
 
 
-def _types(model: ModelConfig, config: PromptLearningConfig, value: Any, shape: tuple[int, ...]) -> Array | None:
+def _types(
+    model: ModelConfig, config: PromptLearningConfig, value: Any, shape: tuple[int, ...]
+) -> Array | None:
     if config.task_type in ("CAUSAL_LM", "FEATURE_EXTRACTION"):
         warnings.warn(TYPES, stacklevel=5)
         return None
@@ -115,7 +121,9 @@ def _span(given: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Array | No
         if name in given:
             array = numpy.asarray(given[name])
             if array.dtype.kind not in "iu" or array.shape not in ((shape[0],), (shape[0], 1)):
-                raise InputError(f"{name} must be integers of shape ({shape[0]},), got {array.dtype} {array.shape}.")
+                raise InputError(
+                    f"{name} must be integers of shape ({shape[0]},), got {array.dtype} {array.shape}."
+                )
             found[name] = array.reshape(-1).astype(numpy.int64)
     return found
 
@@ -128,15 +136,21 @@ def _decoder(
     prefix = 0 if isinstance(config, PromptTuningConfig) else config.num_virtual_tokens
     shape: tuple[int, ...] | None = None
     if "decoder_input_ids" in given:
-        found["decoder_input_ids"] = inputs.checked_ids(given["decoder_input_ids"], model, prefix, "decoder_input_ids")
+        found["decoder_input_ids"] = inputs.checked_ids(
+            given["decoder_input_ids"], model, prefix, "decoder_input_ids"
+        )
         shape = found["decoder_input_ids"].shape  # type: ignore[union-attr]
     if "labels" in given:
         wanted = shape if shape is not None else numpy.shape(given["labels"])
-        found["labels"] = inputs.checked_labels(given["labels"], wanted, model.vocab_size, "decoder_input_ids")
+        found["labels"] = inputs.checked_labels(
+            given["labels"], wanted, model.vocab_size, "decoder_input_ids"
+        )
         shape = wanted
     for name in found:
         if found[name].shape[0] != ids.shape[0]:  # type: ignore[union-attr]
-            raise InputError(f"{name} has {found[name].shape[0]} rows, input_ids has {ids.shape[0]}. Give as many.")  # type: ignore[union-attr]
+            raise InputError(
+                f"{name} has {found[name].shape[0]} rows, input_ids has {ids.shape[0]}. Give as many."
+            )  # type: ignore[union-attr]
     shape = shape or ids.shape
     if model.position_limit is not None and prefix + shape[1] > model.position_limit:
         raise InputError(
@@ -144,6 +158,8 @@ def _decoder(
             f"has {model.position_limit}."
         )
     if "decoder_attention_mask" in given:
-        mask = inputs.checked_mask(given["decoder_attention_mask"], shape, prefix, "decoder_attention_mask", "the decoder's tokens")
+        mask = inputs.checked_mask(
+            given["decoder_attention_mask"], shape, prefix, "decoder_attention_mask", "the decoder's tokens"
+        )
         found["decoder_attention_mask"] = mask
     return found

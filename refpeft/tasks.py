@@ -74,7 +74,13 @@ class Batch:
     end_positions: Array | None = None
 
 
-@step("inputs.labels", clause="TK-1", axes="batch query", kind="exact", source=_PEFT + "PeftModelForCausalLM.forward")
+@step(
+    "inputs.labels",
+    clause="TK-1",
+    axes="batch query",
+    kind="exact",
+    source=_PEFT + "PeftModelForCausalLM.forward",
+)
 def extend_labels(labels: Int[Array, "batch tokens"], num_virtual_tokens: int) -> Int[Array, "batch query"]:
     """Prompt tuning: −100 for each virtual token, then the labels. Prefix tuning leaves labels as they are.
 
@@ -91,7 +97,9 @@ def extend_token_types(
     token_type_ids: Int[Array, "batch tokens"], num_virtual_tokens: int
 ) -> Int[Array, "batch query"]:
     """Prompt tuning: type 0 for each virtual token. Only SEQ_CLS and TOKEN_CLS look at types; QUESTION_ANS drops them silently."""
-    zeros = np.full((token_type_ids.shape[0], num_virtual_tokens), 0, token_type_ids.dtype, like=token_type_ids)
+    zeros = np.full(
+        (token_type_ids.shape[0], num_virtual_tokens), 0, token_type_ids.dtype, like=token_type_ids
+    )
     return np.concatenate([zeros, token_type_ids], axis=1)
 
 
@@ -138,7 +146,7 @@ def forward(
     """The adapted model on checked inputs: a pure function of the trainable parameters.
 
     `others` are the further fields of `Batch`. Zero virtual tokens give the base model.
-    Source: HF peft 0.21.2 `peft_model.py`, `PeftModelFor…​.forward`.
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModelFor….forward`.
     """
     batch = Batch(input_ids, attention_mask, labels, position_ids, **others)
     if base.config.kind == "encoder_decoder":
@@ -194,7 +202,9 @@ def encode(
         embeds = prompt_embedding.prepend(np.cut(prompt, 0, virtual, 1), embeds)
         mask = None if mask is None else masks.extend_attention_mask(mask, virtual)
     own, parameters = base.config.stack("encoder"), base.parameters
-    return stack.forward(stack.stack_parameters(parameters, "encoder"), own, embeds, mask, name="encoder").hidden, mask
+    return stack.forward(
+        stack.stack_parameters(parameters, "encoder"), own, embeds, mask, name="encoder"
+    ).hidden, mask
 
 
 def decode(
@@ -266,13 +276,22 @@ def head_parameters(base: BaseModel, head: Head) -> dict[str, Array]:
     start = f"{HEADS}{head.module}."
     found = {name[len(HEADS) :]: value for name, value in base.parameters.items() if name.startswith(start)}
     maps = ("dense.", "out_proj.") if head.form == "first_token" else ("",)
-    wanted = {f"{head.module}.{map_}{kind}" for map_ in maps for kind in ("weight", "bias") if head.bias or kind == "weight"}
+    wanted = {
+        f"{head.module}.{map_}{kind}"
+        for map_ in maps
+        for kind in ("weight", "bias")
+        if head.bias or kind == "weight"
+    }
     return {name: value for name, value in found.items() if name in wanted}
 
 
 def _pooled(base: BaseModel, hidden: Array) -> Array | None:
     weight = base.parameters.get(HEADS + "pooler.dense.weight")
-    return None if weight is None else heads.pooler_output(hidden, weight, base.parameters[HEADS + "pooler.dense.bias"])
+    return (
+        None
+        if weight is None
+        else heads.pooler_output(hidden, weight, base.parameters[HEADS + "pooler.dense.bias"])
+    )
 
 
 def _finished(
@@ -290,37 +309,50 @@ def _finished(
         return Output(None if labels is None else ops.loss("causal_lm", logits, labels), logits, past)
     head = head_of(base, task)
     assert head is not None  # noqa: S101  (a model without the head is refused before)
-    module = {name: parameters.get(TRAINED + name, value) for name, value in head_parameters(base, head).items()}
-    weight, bias = module.get(f"{head.module}.weight"), module.get(f"{head.module}.bias")
-    if task == "QUESTION_ANS":
-        span = heads.start_logits(hidden, weight, bias), heads.end_logits(hidden, weight, bias)
-        positions = batch.start_positions, batch.end_positions
-        known = positions[0] is not None and positions[1] is not None
-        loss = ops.loss("question_answering", *span, *positions) if known else None
-        return Output(loss, None, past, *span)
+    module = {
+        name: parameters.get(TRAINED + name, value) for name, value in head_parameters(base, head).items()
+    }
+    if task == "SEQ_CLS":
+        logits = _sequence_logits(base, config, batch, hidden, head, module)
+        if labels is None:
+            return Output(None, logits, past)
+        return Output(
+            ops.loss("sequence_classification", logits, labels, problem_type(base, labels)), logits, past
+        )
+    weight, bias = module[f"{head.module}.weight"], module[f"{head.module}.bias"]
     if task == "TOKEN_CLS":
         logits = heads.token_logits(hidden, weight, bias)
-        return Output(None if labels is None else ops.loss("token_classification", logits, labels), logits, past)
-    logits = _sequence_logits(base, config, batch, hidden, head, module)
-    if labels is None:
-        return Output(None, logits, past)
-    return Output(ops.loss("sequence_classification", logits, labels, problem_type(base, labels)), logits, past)
+        return Output(
+            None if labels is None else ops.loss("token_classification", logits, labels), logits, past
+        )
+    span = heads.start_logits(hidden, weight, bias), heads.end_logits(hidden, weight, bias)
+    positions = batch.start_positions, batch.end_positions
+    known = positions[0] is not None and positions[1] is not None
+    loss = ops.loss("question_answering", *span, *positions) if known else None
+    return Output(loss, None, past, *span)
 
 
 def _sequence_logits(
-    base: BaseModel, config: PromptLearningConfig, batch: Batch, hidden: Array, head: Head, module: Mapping[str, Array]
+    base: BaseModel,
+    config: PromptLearningConfig,
+    batch: Batch,
+    hidden: Array,
+    head: Head,
+    module: Mapping[str, Array],
 ) -> Array:
     """SEQ_CLS: one row of logits for each text."""
-    weight, bias = module.get(f"{head.module}.weight"), module.get(f"{head.module}.bias")
     if head.form == "last_token":
         ids = batch.input_ids if isinstance(config, PrefixTuningConfig) else None
         positions = heads.last_token(ids, base.config.pad_token_id, hidden.shape[0], hidden.shape[1] - 1)
-        assert weight is not None  # noqa: S101  (checked when the adapter was made)
-        return heads.last_token_logits(heads.score_logits(hidden, weight), positions)
+        return heads.last_token_logits(heads.score_logits(hidden, module[f"{head.module}.weight"]), positions)
     if head.form == "pooler":
-        return heads.pooled_logits(_pooled(base, hidden), weight, bias)
+        pooled = _pooled(base, hidden)
+        assert pooled is not None  # noqa: S101  (a model without the pooler is refused before)
+        return heads.pooled_logits(pooled, module[f"{head.module}.weight"], module[f"{head.module}.bias"])
     dense, last = f"{head.module}.dense.", f"{head.module}.out_proj."
-    first = heads.first_token_hidden(hidden, module[dense + "weight"], module[dense + "bias"], head.activation)
+    first = heads.first_token_hidden(
+        hidden, module[dense + "weight"], module[dense + "bias"], head.activation
+    )
     return heads.pooled_logits(first, module[last + "weight"], module[last + "bias"])
 
 

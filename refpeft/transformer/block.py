@@ -220,7 +220,10 @@ def cross_attention(
         query, key, value = projected(parameters, config, "cross_attention", hidden, encoded)
         weights = attention.weights(attention.scores(query, key, visible, config.attention_scale))
         context = attention.context(weights, value)
-        weight, bias = parameters["cross_attention.output.weight"], parameters.get("cross_attention.output.bias")
+        weight, bias = (
+            parameters["cross_attention.output.weight"],
+            parameters.get("cross_attention.output.bias"),
+        )
         return attention.output(context, weight, bias)
 
 
@@ -277,4 +280,6 @@ def forward(
     if after:
         hidden = after_mlp(normed, feed_forward(p, config, normed))
         return norms.apply(norms.output_norm, hidden, p, "output_norm", config), present
-    return block_output(normed if config.residual_from_norm else hidden, feed_forward(p, config, normed)), present
+    return block_output(
+        normed if config.residual_from_norm else hidden, feed_forward(p, config, normed)
+    ), present

@@ -50,6 +50,21 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Head:
+    """A head that HF trains with the virtual tokens (`modules_to_save`)."""
+
+    module: str
+    """HF's name of the module."""
+    form: Literal["last_token", "pooler", "first_token", "each_token", "span"]
+    """Where it looks: at the last token that is no padding, at the pooler, at the first token (through a dense map), at each
+    token, or at each token for the start and the end of an answer."""
+    bias: bool = True
+    """Whether its last map has a bias."""
+    activation: str = "tanh"
+    """first_token: what stands between its two maps."""
+
+
+@dataclass(frozen=True)
 class Family:
     """What makes an architecture."""
 
@@ -65,8 +80,8 @@ class Family:
     """The fields read, checked against each other, together with the choices that follow from them."""
     weights: Callable[[ModelConfig], dict[str, Source]]
     """Canonical parameters, those of each layer with `layers.{layer}.` before their names, and where HF keeps them."""
-    heads: Mapping[str, str] = field(default_factory=dict)
-    """HF's heads by task type (`refpeft.transformer.heads`), each with its form; without those of the kind's own."""
+    heads: Mapping[str, Head] = field(default_factory=dict)
+    """HF's heads of classification by task type, as far as HF has such a class of the family."""
     ignored: tuple[str, ...] = ()
     """How tensors begin (or, with a dot before, end) that are buffers or heads nobody adapts."""
     unsupported: Mapping[str, str] = field(default_factory=dict)
@@ -137,7 +152,12 @@ norm = linear
 
 
 def fused(
-    canonical: str, name: str, layout: Literal["sections", "interleaved"], *, bias: bool = True, transposed: bool = False
+    canonical: str,
+    name: str,
+    layout: Literal["sections", "interleaved"],
+    *,
+    bias: bool = True,
+    transposed: bool = False,
 ) -> dict[str, Source]:
     """Queries, keys and values in one linear map."""
     entries: dict[str, Source] = {}
@@ -149,24 +169,11 @@ def fused(
     return entries
 
 
-def attention(canonical: str, names: Mapping[str, str], *, bias: bool = True, output_bias: bool = True) -> dict[str, Source]:
+def attention(
+    canonical: str, names: Mapping[str, str], *, bias: bool = True, output_bias: bool = True
+) -> dict[str, Source]:
     """Four linear maps: `names` has HF's for query, key, value and output."""
     entries: dict[str, Source] = {}
     for part, name in names.items():
         entries |= linear(f"{canonical}.{part}", name, bias=output_bias if part == "output" else bias)
     return entries
-
-
-@dataclass(frozen=True)
-class Head:
-    """A head that HF trains with the virtual tokens (`modules_to_save`)."""
-
-    module: str
-    """HF's name of the module."""
-    form: Literal["last_token", "pooler", "first_token", "each_token", "span"]
-    """Where it looks: at the last token that is no padding, at the pooler, at the first token (through a dense map), at each
-    token, or at each token for the start and the end of an answer."""
-    bias: bool = True
-    """Whether its last map has a bias."""
-    activation: str = "tanh"
-    """first_token: what stands between its two maps."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from refpeft.config import CONFIG_NAME
 from refpeft.errors import ConfigError
 from refpeft.files import read_json_object
-from refpeft.rules import DICTIONARY, SHALLOW, SIZE, STRING
+from refpeft.rules import DICTIONARY, SHALLOW, SIZE, STRING, Rule, is_integer
 from refpeft.transformer.columns import Family, Kind, Row
 from refpeft.transformer.families import FAMILIES
 from refpeft.transformer.rotary import Rotary
@@ -258,7 +258,9 @@ class ModelConfig:
             own = {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": dimension}
             own["attention_scale"] = dimension**-0.5
         inner = self.decoder_intermediate_size or self.intermediate_size
-        return replace(self, num_layers=self.decoder_layers or self.num_layers, intermediate_size=inner, **own)
+        return replace(
+            self, num_layers=self.decoder_layers or self.num_layers, intermediate_size=inner, **own
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
@@ -381,10 +383,10 @@ def _start_token(family: Family, values: Mapping[str, Any]) -> int | None:
         return None
     token = values.get("decoder_start_token_id", 2 if family.model_type == "bart" else None)
     if token is not None:
-        SIZE._replace(expected="a token id", accepts=lambda value: isinstance(value, int) and value >= 0).check(
+        Rule("a token id", lambda value: is_integer(value) and value >= 0).check(
             "decoder_start_token_id of the base model", token
         )
-    return token
+    return None if token is None else int(token)
 
 
 def _dtype(values: Mapping[str, Any]) -> str | None:

@@ -80,7 +80,11 @@ def _rotary(read: Read, partial: float | None = None) -> Read:
     read = _heads_divide(read)
     given, theta = read.pop("rope_scaling") or read.pop("rope_parameters") or {}, read.pop("rope_theta")
     read.pop("rope_parameters", None)
-    parameters = {"rope_theta": theta, **({} if partial is None else {"partial_rotary_factor": partial}), **given}
+    parameters = {
+        "rope_theta": theta,
+        **({} if partial is None else {"partial_rotary_factor": partial}),
+        **given,
+    }
     rotary = read_rotary(parameters, read["head_dim"], read["max_position_embeddings"])
     return {**read, "positions": "rotary", "rotary": (rotary,) * read["num_layers"]}
 
@@ -92,7 +96,10 @@ def _windows(read: Read, default_types: list[str]) -> Read:
         raise ConfigError(
             f"layer_types of the base model has {len(types)} entries, but the model has {read['num_layers']} layers."
         )
-    return {**read, "sliding_windows": tuple(window if kind == "sliding_attention" else None for kind in types)}
+    return {
+        **read,
+        "sliding_windows": tuple(window if kind == "sliding_attention" else None for kind in types),
+    }
 
 
 # ---------------------------------------------------------------- GPT-2 and GPT-BigCode
@@ -190,7 +197,11 @@ def _opt(read: Read) -> Read:
 def _opt_weights(c: Any) -> Weights:
     layer, affine = "decoder.layers.{layer}.", c.norm_affine
     names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
-    norms = ("input_norm", "post_attention_norm") if c.norm_order == "before" else ("post_attention_norm", "output_norm")
+    norms = (
+        ("input_norm", "post_attention_norm")
+        if c.norm_order == "before"
+        else ("post_attention_norm", "output_norm")
+    )
     entries = {
         **table("embeddings.tokens", "decoder.embed_tokens"),
         **table("embeddings.positions", "decoder.embed_positions"),
@@ -242,7 +253,12 @@ OPT = Family(
 def _query_key_value(layer: str, attention_name: str, c: Any) -> Weights:
     """The maps that these three name alike, with queries, keys and values interleaved."""
     return {
-        **fused(LAYER + "attention", f"{layer}{attention_name}.query_key_value", "interleaved", bias=c.attention_bias),
+        **fused(
+            LAYER + "attention",
+            f"{layer}{attention_name}.query_key_value",
+            "interleaved",
+            bias=c.attention_bias,
+        ),
         **linear(LAYER + "attention.output", f"{layer}{attention_name}.dense", bias=c.output_bias),
         **linear(LAYER + "mlp.up", layer + "mlp.dense_h_to_4h", bias=c.mlp_bias),
         **linear(LAYER + "mlp.down", layer + "mlp.dense_4h_to_h", bias=c.mlp_bias),
@@ -334,7 +350,9 @@ def _falcon(read: Read) -> Read:
     stored = stored if grouped else 1 if multi_query else heads
     read = _inner(_rotary({**read, "num_key_value_heads": heads if grouped else stored}))
     if heads % stored:
-        raise ConfigError(f"num_kv_heads of the base model is {stored}, which does not divide its {heads} heads.")
+        raise ConfigError(
+            f"num_kv_heads of the base model is {stored}, which does not divide its {heads} heads."
+        )
     norms = 2 if norms is None and grouped else norms
     if grouped and not parallel and norms != 2:
         raise ConfigError(
@@ -451,7 +469,14 @@ def _attention_bias(read: Read) -> Read:
 
 
 def _llama(read: Read) -> Read:
-    return {"mlp_bias": False, "attention_bias": False, "output_bias": False, **read, "norm": "rms_norm", "gated": True}
+    return {
+        "mlp_bias": False,
+        "attention_bias": False,
+        "output_bias": False,
+        **read,
+        "norm": "rms_norm",
+        "gated": True,
+    }
 
 
 LLAMA = Family(
@@ -484,7 +509,9 @@ def _qwen_windows(read: Read) -> Read:
     """The layers from max_window_layers on have a window, if windows are used at all."""
     first, used = read.pop("max_window_layers"), read.pop("use_sliding_window")
     window = read["sliding_window"] if used else None
-    later = ["sliding_attention" if window and i >= first else "full_attention" for i in range(read["num_layers"])]
+    later = [
+        "sliding_attention" if window and i >= first else "full_attention" for i in range(read["num_layers"])
+    ]
     return _windows({**read, "sliding_window": window}, later)
 
 
@@ -575,11 +602,16 @@ def _gemma3(read: Read) -> Read:
     """Layers with a window turn by a base of their own. HF ignores attn_logit_softcapping here."""
     given: Mapping[str, Any] = read.pop("rope_parameters") or {}
     period, local = read.pop("sliding_window_pattern"), read.pop("rope_local_base_freq")
-    whole = {"rope_theta": read.pop("rope_theta"), **(given.get("full_attention") or {}), **(read.pop("rope_scaling") or {})}
+    whole = {
+        "rope_theta": read.pop("rope_theta"),
+        **(given.get("full_attention") or {}),
+        **(read.pop("rope_scaling") or {}),
+    }
     near = {"rope_theta": local, **(given.get("sliding_attention") or {})}
     read = _windows(_heads_divide(read), _alternating(read["num_layers"], period))
     kinds = [
-        read_rotary(parameters, read["head_dim"], read["max_position_embeddings"]) for parameters in (whole, near)
+        read_rotary(parameters, read["head_dim"], read["max_position_embeddings"])
+        for parameters in (whole, near)
     ]
     rotary = tuple(kinds[window is not None] for window in read["sliding_windows"])
     return {
@@ -772,7 +804,9 @@ def _t5_stack(c: Any, stack: str) -> Weights:
     if c.gated:
         entries |= linear(here + "mlp.gate", f"{layer}{last}.DenseReluDense.wi_0", bias=False)
     if stack == "decoder":
-        entries |= attention(here + "cross_attention", maps("1.EncDecAttention"), bias=False, output_bias=False)
+        entries |= attention(
+            here + "cross_attention", maps("1.EncDecAttention"), bias=False, output_bias=False
+        )
         entries |= norm(here + "post_cross_attention_norm", layer + "2.layer_norm", bias=False)
     return entries
 

@@ -49,7 +49,9 @@ def language_model_head(
     source="transformers models/bert/modeling_bert.py BertPooler.forward",
 )
 def pooler_output(
-    hidden: Float[Array, "batch query hidden"], weight: Float[Array, "hidden hidden"], bias: Float[Array, " hidden"]
+    hidden: Float[Array, "batch query hidden"],
+    weight: Float[Array, "hidden hidden"],
+    bias: Float[Array, " hidden"],
 ) -> Float[Array, "batch hidden"]:
     """`tanh(dense(hidden[:, 0]))`: of the first position, which is the first virtual token in prompt tuning, not [CLS].
 
@@ -76,7 +78,9 @@ def first_token_hidden(
 
 @step("head.pooled_logits", clause="TK-5", stage="pooled_logits", axes="batch labels", source=_GENERIC + "GenericForSequenceClassification.forward")  # fmt: skip
 def pooled_logits(
-    pooled: Float[Array, "batch hidden"], weight: Float[Array, "labels hidden"], bias: Float[Array, " labels"] | None
+    pooled: Float[Array, "batch hidden"],
+    weight: Float[Array, "labels hidden"],
+    bias: Float[Array, " labels"] | None,
 ) -> Float[Array, "batch labels"]:
     """The last map of an encoder's classifier."""
     return linear(pooled, weight, bias)
@@ -90,7 +94,9 @@ def score_logits(
     return linear(hidden, weight, None)
 
 
-def last_token(input_ids: Int[Array, "batch tokens"] | None, pad_token_id: int | None, batch: int, last: int) -> list[int]:
+def last_token(
+    input_ids: Int[Array, "batch tokens"] | None, pad_token_id: int | None, batch: int, last: int
+) -> list[int]:
     """Which position of each row counts: the last that is not pad_token_id; of embeddings without ids, the very last.
 
     Prompt tuning hands embeddings over, so that padding on the right is what is looked at (clause TK-6).
@@ -99,7 +105,9 @@ def last_token(input_ids: Int[Array, "batch tokens"] | None, pad_token_id: int |
     if input_ids is None or pad_token_id is None:
         return [last] * batch
     rows = np.to_host(input_ids)
-    return [max((at for at, token in enumerate(row) if token != pad_token_id), default=0) for row in rows.tolist()]
+    return [
+        max((at for at, token in enumerate(row) if token != pad_token_id), default=0) for row in rows.tolist()
+    ]
 
 
 @step("head.last_token_logits", clause="TK-6", stage="pooled_logits", axes="batch labels", source=_GENERIC + "GenericForSequenceClassification.forward")  # fmt: skip
@@ -113,7 +121,9 @@ def last_token_logits(
 
 @step("head.token_logits", clause="TK-7", stage="token_logits", axes="batch query labels", source=_GENERIC + "GenericForTokenClassification.forward")  # fmt: skip
 def token_logits(
-    hidden: Float[Array, "batch query hidden"], weight: Float[Array, "labels hidden"], bias: Float[Array, " labels"] | None
+    hidden: Float[Array, "batch query hidden"],
+    weight: Float[Array, "labels hidden"],
+    bias: Float[Array, " labels"] | None,
 ) -> Float[Array, "batch query labels"]:
     """A class for each position; prompt tuning: virtual positions first, and the caller's labels have to count them."""
     return linear(hidden, weight, bias)

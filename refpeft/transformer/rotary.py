@@ -55,12 +55,18 @@ def read_rotary(parameters: Mapping[str, Any], head_dim: int, positions: int) ->
             f"The base model's rope_type is {kind!r}; refpeft computes default, linear and llama3. Use a base model with "
             "one of these."
         )
-    needed = {"default": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}[kind]
+    needed = {
+        "default": (),
+        "linear": ("factor",),
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    }[kind]
     values: dict[str, float] = {}
     for name in ("rope_theta", *needed):
         value = parameters.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise ConfigError(f"rope_parameters[{name!r}] of the base model must be a number above 0, not {value!r}.")
+            raise ConfigError(
+                f"rope_parameters[{name!r}] of the base model must be a number above 0, not {value!r}."
+            )
         values[name] = float(value)
     dimensions = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
     if dimensions % 2 or dimensions < 2 or dimensions > head_dim:
@@ -98,8 +104,7 @@ def inverse_frequencies(rotary: Rotary, like: Array) -> Float[Array, " half"]:
 def angles(
     rotary: Rotary, position_ids: Int[Array, "batch query"], like: Array
 ) -> tuple[Float[Array, "batch 1 query rotary"], Float[Array, "batch 1 query rotary"]]:
-    """Cosine and sine of `position · frequency`, each frequency twice: for the first half of the turned numbers, and again
-    for the second."""
+    """Cosine and sine of `position · frequency`, each frequency twice: for each half of the turned numbers."""
     turns = np.cast_to(position_ids, like.dtype)[:, None, :, None] * inverse_frequencies(rotary, like)
     turns = np.concatenate([turns, turns], axis=-1)  # (batch, 1, query, rotary)
     return np.cos(turns), np.sin(turns)

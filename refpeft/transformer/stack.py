@@ -150,9 +150,11 @@ def embed(
         types = given.token_type_ids
         if types is None:
             types = np.full(hidden.shape[:2], 0, "int64", like=hidden)
-        table = p["embeddings.positions.weight"], ids
-        hidden = add_types_and_positions(hidden, p["embeddings.token_types.weight"], types, *table)
+        assert ids is not None  # noqa: S101  (families with token types have a table of positions)
+        table, types_table = p["embeddings.positions.weight"], p["embeddings.token_types.weight"]
+        hidden = add_types_and_positions(hidden, types_table, types, table, ids)
     elif config.positions == "learned":
+        assert ids is not None  # noqa: S101  (see position_ids)
         hidden = positions.add_learned_positions(
             hidden, p["embeddings.positions.weight"], ids + config.position_offset
         )
@@ -166,7 +168,9 @@ def embed(
 class _Sights:
     """Which keys the queries see, by the kind of layer: computed when a layer of the kind first asks."""
 
-    def __init__(self, mask: Array | None, shape: tuple[int, int], past: int, like: Array, *, causal: bool) -> None:
+    def __init__(
+        self, mask: Array | None, shape: tuple[int, int], past: int, like: Array, *, causal: bool
+    ) -> None:
         self._mask, self._shape, self._past, self._like, self._causal = mask, shape, past, like, causal
         self._seen: dict[tuple[int | None, int], Array] = {}
 
@@ -186,8 +190,14 @@ class _Sights:
 
 
 def score_bias(
-    parameters: Parameters, config: ModelConfig, mask: Array | None, shape: tuple[int, int], past: int, like: Array,
-    *, causal: bool,
+    parameters: Parameters,
+    config: ModelConfig,
+    mask: Array | None,
+    shape: tuple[int, int],
+    past: int,
+    like: Array,
+    *,
+    causal: bool,
 ) -> Float[Array, "#batch heads #query key"] | None:
     """What is added to every layer's scores: ALiBi's slopes, T5's relative bias, or nothing."""  # fmt: skip
     keys = past + shape[1]
@@ -197,7 +207,12 @@ def score_bias(
         return positions.alibi(mask, shape[0], keys, slopes, like, **options)[:, :, None, :]  # type: ignore[arg-type]
     if config.positions == "relative":
         buckets = positions.relative_buckets(
-            shape[1], keys, past, config.relative_buckets, config.relative_distance, both_directions=not causal
+            shape[1],
+            keys,
+            past,
+            config.relative_buckets,
+            config.relative_distance,
+            both_directions=not causal,
         )
         on_device = np.cast_to(np.full(buckets.shape, 0, "int64", like=like) + buckets, "int64")
         return positions.relative_bias(parameters["relative_bias.weight"], on_device)[None]
@@ -238,8 +253,9 @@ def forward(
         crossing = None
         if given.encoded is not None:
             crossing = masks.cross_visibility(given.encoder_mask, *shape, given.encoded.shape[1], like)
-        turns = [rotary.angles(kind, ids, like) for kind in dict.fromkeys(config.rotary)] if config.rotary else []
-        turned = dict(zip(dict.fromkeys(config.rotary), turns, strict=True)) if config.rotary else {}
+        turned = {}
+        if config.rotary is not None and ids is not None:
+            turned = {kind: rotary.angles(kind, ids, like) for kind in dict.fromkeys(config.rotary)}
         for layer in range(config.num_layers):
             past_of_layer = past_key_values[layer] if past_key_values else None
             stored = past_of_layer[0].shape[2] if past_of_layer else 0

@@ -101,7 +101,9 @@ def scale_embeddings(
     return embeddings * scale
 
 
-def word_embeddings(base: BaseModel, input_ids: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens embedding"]:
+def word_embeddings(
+    base: BaseModel, input_ids: Int[Array, "batch tokens"]
+) -> Float[Array, "batch tokens embedding"]:
     """What the base model's embedding *module* gives for the text: its rows, scaled where the family scales them."""
     rows = embed_tokens(base.parameters[TOKENS], input_ids)
     scale = base.config.embedding_scale
@@ -128,7 +130,11 @@ def load_base_model(directory: str | Path, dtype: str = "float64", *, lazy: bool
     return BaseModel(config, parameters_from_hf(tensors, config, numpy.dtype(dtype), path, lazy=lazy))
 
 
-_RENAMED = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"), (r"^embed_out\.", "lm_head."))
+_RENAMED = (
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+    (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    (r"^embed_out\.", "lm_head."),
+)
 """What HF renames when it loads old checkpoints (transformers 5.23.0 `conversion_mapping.py`)."""
 _WITH_LANGUAGE_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
@@ -196,7 +202,9 @@ def _plain_name(name: str, family: Family) -> str:
 
 
 def _is_ignored(name: str, family: Family) -> bool:
-    return any(name.endswith(part) if part.startswith(".") else name.startswith(part) for part in family.ignored)
+    return any(
+        name.endswith(part) if part.startswith(".") else name.startswith(part) for part in family.ignored
+    )
 
 
 def _wants_language_head(config: ModelConfig, plain: Mapping[str, Any]) -> bool:
@@ -252,7 +260,7 @@ def _shape_of(canonical: str, config: ModelConfig) -> tuple[int, ...]:
         return (1, config.vocab_size)  # HF keeps it as a row
     for stack in ("encoder", "decoder"):
         if module.startswith(f"{stack}."):
-            config, module = config.stack(stack), module.removeprefix(f"{stack}.")  # type: ignore[arg-type]
+            config, module = config.stack(stack), module.removeprefix(f"{stack}.")
     module = module.removeprefix(LAYER).replace("cross_attention", "attention")
     shape = _sizes(config).get(module, (config.hidden_size,))  # what is left are norms
     return shape if kind == "weight" else shape[:1]
@@ -295,7 +303,11 @@ def _head_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _canonical(
-    tensors: Mapping[str, NDArray[Any]], source: Source, shape: tuple[int, ...], config: ModelConfig, path: Path
+    tensors: Mapping[str, NDArray[Any]],
+    source: Source,
+    shape: tuple[int, ...],
+    config: ModelConfig,
+    path: Path,
 ) -> NDArray[Any]:
     """The tensor as it is stored, upright and cut, without a copy: of `shape`, once its leading axes are joined."""
     if source.name not in tensors:
@@ -304,7 +316,10 @@ def _canonical(
             f"{': ' + ', '.join(sorted(tensors)[:5]) + ' …' if tensors else ''}. Does config.json belong to these weights?"
         )
     tensor = tensors[source.name]
-    heads, stored_heads = config.num_attention_heads, config.stored_key_value_heads or config.num_key_value_heads
+    heads, stored_heads = (
+        config.num_attention_heads,
+        config.stored_key_value_heads or config.num_key_value_heads,
+    )
     full = ((heads + 2 * stored_heads) * config.head_dim, *shape[1:]) if source.fused else shape
     stored = full[::-1] if source.transposed else full
     if tensor.shape != stored:
@@ -325,11 +340,19 @@ def _part(tensor: NDArray[Any], source: Source, config: ModelConfig, stored_head
     """Queries, keys or values out of a fused tensor; keys and values repeated where HF repeats them before its cache."""
     heads, dimension = config.num_attention_heads, config.head_dim
     if source.fused == "sections":
-        counts = {"query": (0, heads), "key": (heads, stored_heads), "value": (heads + stored_heads, stored_heads)}
+        counts = {
+            "query": (0, heads),
+            "key": (heads, stored_heads),
+            "value": (heads + stored_heads, stored_heads),
+        }
         start, count = counts[source.part]
         return tensor[start * dimension : (start + count) * dimension]
     group = heads // stored_heads
     first, count = {"query": (0, group), "key": (group, 1), "value": (group + 1, 1)}[source.part]
     grouped = tensor.reshape(stored_heads, group + 2, dimension, *tensor.shape[1:])[:, first : first + count]
     repeats = 1 if source.part == "query" else config.num_key_value_heads // stored_heads
-    return numpy.broadcast_to(grouped, (stored_heads, count * repeats, *grouped.shape[2:])) if repeats > 1 else grouped
+    return (
+        numpy.broadcast_to(grouped, (stored_heads, count * repeats, *grouped.shape[2:]))
+        if repeats > 1
+        else grouped
+    )
