@@ -166,9 +166,12 @@ def parameters_from_hf(
         tied = config.tie_word_embeddings
         if tied and head in plain:
             tied = numpy.array_equal(plain.setdefault(table, plain[head]), plain[head])
-        if tied or (head not in plain and not _wants_language_head(config, plain)):
+        absent = not tied and head not in plain and not _wants_language_head(config, plain)
+        if tied or absent:
             del expected[HEAD]
             used.add(head)
+        if absent:
+            expected.pop("head.bias", None)
     else:
         tied = False
     parameters: dict[str, Array] = {}
