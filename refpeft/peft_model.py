@@ -124,7 +124,7 @@ class PeftModel:
         Raises:
             InputError: as `__call__`; an option is unknown or wrong; there are too few positions.
         """
-        for name in ("eos_token_id", "pad_token_id"):
+        for name in ("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"):
             options.setdefault(name, self.base.config.hf.get(name))
         chosen = as_generation_config(options)
         checked = self._checked(input_ids=input_ids, attention_mask=attention_mask)
@@ -142,6 +142,10 @@ class PeftModel:
         """The mask over virtual and real tokens; see `refpeft.masks.prepare_attention_mask`."""
         mask = None if attention_mask is None else numpy.asarray(attention_mask)
         return masks.prepare_attention_mask(batch_size, mask, self.config.num_virtual_tokens)
+
+    def parameters(self) -> dict[str, Array]:
+        """All of the adapter's parameters: those that are trained, and the heads of a loaded adapter, which HF freezes."""
+        return {**self._frozen, **self._parameters}
 
     def trainable_parameters(self) -> dict[str, Array]:
         """The trainable parameters under HF's names (without the adapter's name), in HF's order."""

@@ -146,11 +146,9 @@ def _decoder(
             given["labels"], wanted, model.vocab_size, "decoder_input_ids"
         )
         shape = wanted
-    for name in found:
-        if found[name].shape[0] != ids.shape[0]:  # type: ignore[union-attr]
-            raise InputError(
-                f"{name} has {found[name].shape[0]} rows, input_ids has {ids.shape[0]}. Give as many."
-            )  # type: ignore[union-attr]
+    for name, array in found.items():
+        if array is not None and array.shape[0] != ids.shape[0]:
+            raise InputError(f"{name} has {array.shape[0]} rows, input_ids has {ids.shape[0]}. Give as many.")
     shape = shape or ids.shape
     if model.position_limit is not None and prefix + shape[1] > model.position_limit:
         raise InputError(

@@ -45,12 +45,20 @@ ELEMENTARY_ULPS = 1.5
 """One unit in the last place for the operation, half for storing it."""
 ISLANDS = (
     "attention.weights",
+    "attention.query_norm",
+    "attention.key_norm",
     "block.input_norm",
+    "block.attention_output_norm",
     "block.post_attention_norm",
+    "block.post_cross_attention_norm",
+    "block.mlp_output_norm",
+    "block.output_norm",
+    "decoder.embeddings_norm",
     "decoder.final_norm",
+    "positions.rotary",
     "loss",
 )
-"""The steps that the profile float64-islands computes in float32: softmax, norms, loss (clause JG-4)."""
+"""The steps that the profile float64-islands computes in float32: softmax, norms, rotary angles, loss (clause JG-4)."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +248,8 @@ def _island(name: str) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         with numpy.errstate(over="ignore"):  # masked scores become −inf, as they may
             result = original(*map(narrow, args), **{key: narrow(value) for key, value in kwargs.items()})
+        if isinstance(result, tuple):  # cosine and sine
+            return tuple(arrays.cast_to(part, "float64") for part in result)
         return arrays.cast_to(result, "float64")
 
     return run

@@ -305,10 +305,13 @@ def _fits(shape: tuple[int, ...], values: Mapping[str, Any], model: ModelConfig 
         for name in ("num_virtual_tokens", "num_layers", "token_dim", "num_attention_heads")
     }
     virtual = sizes["num_virtual_tokens"]
+    behind = values.get("task_type") == "SEQ_2_SEQ_LM"
+    if virtual is not None and behind and not prefix:
+        virtual *= 2  # one half for each stack, of which the encoder's alone is used
     layers = model.num_layers if model else sizes["num_layers"]
     token_dim = sizes["token_dim"]
     if model is not None:
-        token_dim = model.num_key_value_heads * model.head_dim if prefix else model.hidden_size
+        token_dim = _width(model, prefix=prefix)
     known = (
         token_dim is not None and not (prefix and layers is None) and isinstance(values.get("peft_type"), str)
     )
@@ -318,7 +321,12 @@ def _fits(shape: tuple[int, ...], values: Mapping[str, Any], model: ModelConfig 
             yield f"{TENSOR!r} has shape {shape}; it must have {(virtual, wanted)}: it was saved transposed."
             return
         turned = " Its columns are as many: was it saved transposed?" if shape[1] == virtual else ""
-        yield f"{TENSOR!r} has {shape[0]} rows, but num_virtual_tokens is {virtual}.{turned}"
+        counted = (
+            f"{virtual}"
+            if virtual == sizes["num_virtual_tokens"]
+            else f"{virtual // 2}, of which SEQ_2_SEQ_LM stores twice as many"
+        )
+        yield f"{TENSOR!r} has {shape[0]} rows, but num_virtual_tokens is {counted}.{turned}"
     if token_dim is not None and wanted is not None and shape[1] != wanted:
         of = "the base model" if model else CONFIG_NAME
         formula = f"2·{layers}·{token_dim}" if prefix else "the hidden size"
@@ -331,14 +339,18 @@ def _fits(shape: tuple[int, ...], values: Mapping[str, Any], model: ModelConfig 
 def _against(values: Mapping[str, Any], model: ModelConfig) -> Iterator[str]:
     """The configuration's sizes against the base model's."""
     prefix = values.get("peft_type") == "PREFIX_TUNING"
-    width = model.num_key_value_heads * model.head_dim if prefix else model.hidden_size
-    right = {"num_layers": model.num_layers, "token_dim": width}
-    right |= {"num_attention_heads": model.num_key_value_heads} if prefix else {}
+    right = {"num_layers": model.num_layers, "token_dim": _width(model, prefix=prefix)}
+    right |= {"num_attention_heads": model.stack("decoder").num_key_value_heads} if prefix else {}
     for name, wanted in right.items():
         if is_integer(values.get(name)) and values[name] != wanted:
             yield f"{CONFIG_NAME} has {name} {values[name]}, but the base model has {wanted}: made for another base model?"
     virtual: Any = values.get("num_virtual_tokens")
-    if is_integer(virtual) and virtual >= model.max_position_embeddings:
-        yield (
-            f"{virtual} virtual tokens leave no position for a text: the base model has {model.max_position_embeddings}."
-        )
+    limit = model.position_limit
+    if is_integer(virtual) and limit is not None and virtual >= limit:
+        yield f"{virtual} virtual tokens leave no position for a text: the base model has {limit}."
+
+
+def _width(model: ModelConfig, *, prefix: bool) -> int:
+    """token_dim: that of all key/value heads of a layer, or of a row of the token table."""
+    own = model.stack("decoder")
+    return own.num_key_value_heads * own.head_dim if prefix else model.embedding_width

@@ -44,6 +44,7 @@ AXES = frozenset(
         "encoder_hidden", "prefix_width", "layers", "vocab", "positions", "text",
         "steps", "micro_batches",
         "sequences", "length", "new_tokens",
+        "embedding", "labels", "encoder_key", "decoder_tokens", "virtual_rows", "stored_virtual", "window_key",
     )
 )  # fmt: skip
 """The axis alphabet (specs/notation.md)."""
@@ -63,7 +64,7 @@ CLEAR = 20
 
 OFF_GRID = "/full-float32-parameters"
 """The cases whose parameters leave the bfloat16 grid on purpose: rounding them to half precision shows."""
-CLAUSE = re.compile(r"(PT|PX|AT|MK|PO|TK|TR|GN|CK|CF)-[1-9][0-9]*")
+CLAUSE = re.compile(r"(PT|PX|AT|MK|PO|TK|TR|GN|CK|CF|AD)-[1-9][0-9]*")
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 MACHINE_PATH = re.compile(r"(/|~/|file://|[A-Za-z]:\\)\w[\w.-]*[/\\]|\.\./")
 WITH_DOCUMENT = ("config.resolve", "checkpoint.save")

@@ -33,6 +33,7 @@ def step_of(stage: str) -> Step | None:
 
 _CLAUSES = (
     (r"draws\..*", "PT-4"),
+    (r"((parameters|gradients|trained)\.)?base_model\..*", "CF-9"),
     (r"parameters\..*transform.*", "PX-6"),
     (r"parameters\..*", "PT-4"),
     (r"gradients\..*transform.*", "PX-2"),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from refpeft import __version__, inputs, peft_model
+from refpeft import __version__, peft_model, task_inputs
 from refpeft.config import CONFIG_NAME, PrefixTuningConfig, PromptLearningConfig
 from refpeft.errors import InputError
 from refpeft.files import read_json_object
@@ -25,16 +25,20 @@ from refpeft.oracle import names, questions
 from refpeft.oracle.questions import GRADIENTS, PARAMETERS, PREFIX, PROMPT, Arithmetic, Ask
 from refpeft.oracle.stage_names import stage_names
 from refpeft.oracle.vectors import DIALECT, FORMAT, OWN, Case, Tensor, Vector
+from refpeft.prompt_embedding import EMBEDDING
 from refpeft.stored import Stored
 from refpeft.tensors import read_tensors, write_tensors
 from refpeft.transformer.weights import BaseModel
 
 ROWS, TOKENS, PADDING = 2, 7, 3
 """The size of a drawn text, and how much of its second row is padding."""
+DECODER_TOKENS = 5
+"""How many tokens are drawn for a decoder behind an encoder."""
 SEED = 3
 AFFORDABLE = 2**27
 """Numbers in a base model up to which gradients are asked for; `--level gradients` asks for them beyond."""
-TEXT = ("input_ids", "attention_mask", "labels", "position_ids")
+TEXT = questions.INPUTS
+SPAN = ("start_positions", "end_positions")
 SUITES = {"config.resolve": "config", "prefix.encode": "prefix_encode", "checkpoint.load": "checkpoint"}
 CLAUSES = {
     "config.resolve": ["CF-3"],
@@ -114,7 +118,7 @@ def open_own_model(base: Path, adapter: Path) -> OwnModel:
         loaded = questions.loaded_base(base, True)
         model = peft_model.PeftModel.from_pretrained(loaded, adapter)
     parameters = {}
-    for name, value in model.trainable_parameters().items():
+    for name, value in model.parameters().items():
         narrow = numpy.asarray(value, numpy.float32)
         parameters[name] = narrow if (narrow == value).all() else numpy.asarray(value)
     notes = tuple(dict.fromkeys(str(w.message) for w in caught))
@@ -136,19 +140,20 @@ def read_text(path: Path, model: OwnModel) -> dict[str, NDArray[Any]]:
     if strange or "input_ids" not in given:
         reason = f"also holds {', '.join(strange[:5])}" if strange else "has no input_ids"
         raise InputError(f"'{path}' {reason}; give input_ids, and if you like {', '.join(TEXT[1:])}.")
-    virtual, config = model.config.num_virtual_tokens, model.base.config
     try:
-        checked = {"input_ids": inputs.checked_ids(given["input_ids"], config, virtual)}
-        shape = checked["input_ids"].shape
-        if given.get("attention_mask") is not None:
-            checked["attention_mask"] = inputs.checked_mask(given["attention_mask"], shape, virtual)
-        if given.get("labels") is not None:
-            checked["labels"] = inputs.checked_labels(given["labels"], shape, config.vocab_size)
-        if given.get("position_ids") is not None:
-            checked["position_ids"] = inputs.checked_positions(given["position_ids"], shape, virtual, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what HF ignores is an input all the same
+            checked = task_inputs.checked(model.base.config, model.config, dict(given))
     except InputError as error:
         raise InputError(f"'{path}': {error}") from error
-    return {name: value.astype(numpy.int64) for name, value in checked.items()}
+    ignored = {name: given[name] for name in given if name not in checked and given[name] is not None}
+    found = {name: numpy.asarray(value) for name, value in {**checked, **ignored}.items()}
+    return {name: found[name].astype(_stored(found[name])) for name in TEXT if name in found}
+
+
+def _stored(array: NDArray[Any]) -> Any:
+    """Real labels as float32, everything else as whole numbers."""
+    return numpy.float32 if array.dtype.kind == "f" and not numpy.isin(array, (0, 1)).all() else numpy.int64
 
 
 def _begins_as_json(path: Path) -> bool:
@@ -170,11 +175,12 @@ def draw_texts(model: OwnModel) -> dict[str, dict[str, NDArray[Any]]]:
         InputError: the base model has no position left for a token.
     """
     config, random = model.base.config, numpy.random.default_rng(SEED)
-    tokens = min(TOKENS, config.max_position_embeddings - model.config.num_virtual_tokens)
+    limit = config.position_limit
+    tokens = TOKENS if limit is None else min(TOKENS, limit - model.config.num_virtual_tokens)
     if tokens < 1:
         raise InputError(
             f"The adapter's {model.config.num_virtual_tokens} virtual tokens leave no position for a text: the base model "
-            f"has {config.max_position_embeddings}."
+            f"has {limit}."
         )
     padding, pad = min(PADDING, tokens - 1), _padding_id(model)
     texts: dict[str, dict[str, NDArray[Any]]] = {}
@@ -186,11 +192,43 @@ def draw_texts(model: OwnModel) -> dict[str, dict[str, NDArray[Any]]]:
             where = slice(0, padding) if name == "left-padding" else slice(tokens - padding, tokens)
             mask[1, where], ids[1, where] = 0, pad
             text["attention_mask"] = mask
-        elif name == "labels":
-            text["labels"] = ids.copy()
-            text["labels"][1, :padding] = -100
+        if name == "labels":
+            text |= _labels(model, ids, padding, random)
+        elif config.kind == "encoder_decoder":
+            start = config.decoder_start_token_id or 0
+            text["decoder_input_ids"] = random.integers(
+                0, config.vocab_size, (ROWS, min(tokens, DECODER_TOKENS))
+            )
+            text["decoder_input_ids"][:, 0] = start
         texts[name] = text
     return texts
+
+
+def _labels(
+    model: OwnModel, ids: NDArray[Any], padding: int, random: numpy.random.Generator
+) -> dict[str, NDArray[Any]]:
+    """What the loss of the adapter's task is taken of; nothing for features."""
+    config, task, shape = model.base.config, model.config.task_type, ids.shape
+    if task == "FEATURE_EXTRACTION":
+        return {}
+    if task == "QUESTION_ANS":
+        return {name: random.integers(0, shape[1], (shape[0],)) for name in SPAN}
+    if task == "SEQ_CLS":
+        kind = config.problem_type or (
+            "regression" if config.num_labels == 1 else "single_label_classification"
+        )
+        if kind == "single_label_classification":
+            return {"labels": random.integers(0, config.num_labels, (shape[0],))}
+        real = random.random((shape[0], config.num_labels)).astype(numpy.float32)
+        return {"labels": real.round() if kind == "multi_label_classification" else real}
+    labels = ids.copy()
+    if task == "SEQ_2_SEQ_LM":
+        labels = random.integers(0, config.vocab_size, (shape[0], min(shape[1], DECODER_TOKENS)))
+    elif task == "TOKEN_CLS":
+        virtual = model.config.num_virtual_tokens if model.method == PROMPT else 0
+        labels = random.integers(0, config.num_labels, (shape[0], virtual + shape[1]))
+    labels[1, : min(padding, labels.shape[1] - 1)] = -100
+    return {"labels": labels}
 
 
 def own_vectors(
@@ -234,7 +272,7 @@ def write_answer(path: Path, model: OwnModel, text: Text, dtype: str, *, gradien
         InputError: gradients are wanted, but there are no labels.
         OSError: the file cannot be written.
     """
-    if gradients and "labels" not in text:
+    if gradients and not _has_loss(text):
         raise InputError(
             "Gradients need labels: without them there is no loss. Give labels among the inputs."
         )
@@ -261,6 +299,10 @@ def write_answer(path: Path, model: OwnModel, text: Text, dtype: str, *, gradien
     return order
 
 
+def _has_loss(text: Text) -> bool:
+    return "labels" in text or all(name in text for name in SPAN)
+
+
 def _questions(
     model: OwnModel, texts: Mapping[str, Text], gradients: bool
 ) -> Iterator[tuple[str, str, Text]]:
@@ -271,10 +313,10 @@ def _questions(
     for name, text in texts.items():
         yield name, "inputs", text
         yield name, "forward", text
-        if "labels" in text and (gradients or _size(model) <= AFFORDABLE):
+        if _has_loss(text) and (gradients or _size(model) <= AFFORDABLE):
             yield name, "gradients", text
     name = "left-padding" if "left-padding" in texts else next(iter(texts))
-    reads = ("input_ids", "attention_mask")
+    reads = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
     yield name, "checkpoint.load", {k: v for k, v in texts[name].items() if k in reads}
 
 
@@ -290,6 +332,8 @@ def _case(model: OwnModel, name: str, question: str, text: Text) -> Case:
         document = questions.answer(Ask(question, model.method, arguments=arguments)).document
     elif question == "prefix.encode":
         config, arguments = model.config.to_dict(), {"batch_size": ROWS}
+        if model.base.config.cuts_prefix and model.base.config.sliding_windows:
+            arguments["sliding_windows"] = list(model.base.config.sliding_windows)
     elif question == "gradients":
         config = _trained(model.config).to_dict()
     elif question != "checkpoint.load":
@@ -322,18 +366,25 @@ def _trained(config: PromptLearningConfig) -> PromptLearningConfig:
 
 def _tensors(model: OwnModel, question: str, text: Text) -> dict[str, Tensor]:
     """Every tensor of an answer in the order of computation, as the specification names them for a model of this depth."""
-    found, config = {}, replace(model.base.config, hf={})
-    for name, is_real in stage_names(config, frozenset(text), prefix=model.method == PREFIX).items():
+    found, config = {}, replace(model.base.config, hf={}, eos_token_id=None)
+    given = frozenset(text) - {"input_ids"}
+    stages = stage_names(config, given, prefix=model.method == PREFIX, task_type=str(model.config.task_type))
+    for name, is_real in stages.items():
         step = names.step_of(name)
-        if step is None or (question == "inputs" and not name.startswith(questions.INPUT_STAGES)):
+        if step is None or (question == "inputs" and not questions.is_input_stage(name)):
             continue
         if question == "prefix.encode" and not name.startswith("prefix."):
             continue
-        kind = "composite" if model.wide and is_real else step.kind
+        scaled = name == "inputs.embeddings" and config.embedding_scale != 1.0
+        kind = "composite" if model.wide and is_real else "elementary" if scaled else step.kind
         found[name] = Tensor(kind, list(step.axes))
     if question == "gradients":
-        axes = ["virtual", "prefix_width" if model.method == PREFIX else "hidden"]
-        found |= {GRADIENTS + name: Tensor("composite", axes) for name in model.parameters}
+        table = ["virtual", "prefix_width" if model.method == PREFIX else "embedding"]
+        heads = {1: ["labels"], 2: ["labels", "hidden"]}
+        found |= {
+            GRADIENTS + name: Tensor("composite", table if name == EMBEDDING else heads[value.ndim])
+            for name, value in model.parameters.items()
+        }
     return found
 
 

@@ -35,18 +35,27 @@ from refpeft.oracle import trajectory
 from refpeft.steps import recording, scope
 from refpeft.stored import Stored
 from refpeft.torch_random import Generator, embedding, linear
-from refpeft.transformer import block, stack
-from refpeft.transformer.weights import WEIGHTS_FILE, BaseModel, embed_tokens, load_base_model
+from refpeft.transformer import block, rotary, stack
+from refpeft.transformer.weights import WEIGHTS_FILE, BaseModel, load_base_model, word_embeddings
 
 LEVELS = ("config", "components", "model", "gradients", "training", "generation", "checkpoint")
 """From the least that a port can do to the most."""
 PROMPT, PREFIX, COMMON = "prompt_tuning", "prefix_tuning", "common"
 METHODS = (PROMPT, PREFIX)
 
-INPUT_STAGES = ("inputs.", "prompt.", "decoder.embeddings", "decoder.visible")
-"""How the stages begin that show what the base model is given."""
+INPUTS = (
+    "input_ids", "attention_mask", "labels", "position_ids", "token_type_ids", "decoder_input_ids",
+    "decoder_attention_mask", "start_positions", "end_positions",
+)  # fmt: skip
+"""What a caller may give a model, over all task types."""
+_BEFORE_LAYERS = (
+    r"(embeddings|typed_embeddings|embeddings_\w+|visible|sliding_visible|cross_visible|alibi|relative_bias)"
+)
+_INPUT_STAGE = re.compile(rf"(inputs|prompt)\..*|(encoder|decoder)\.{_BEFORE_LAYERS}")
 PARAMETERS, GRADIENTS = "parameters.", "gradients."
 """What stands before HF's parameter names in inputs and answers."""
+OUTPUTS = r"logits|pooled_logits|token_logits|start_logits|end_logits|last_hidden_state|pooler_output"
+"""What comes out of the head, by task type."""
 TOKENS = "sequences"
 """The tensor of generated tokens."""
 
@@ -132,8 +141,13 @@ def _parameters(ask: Ask, arithmetic: Arithmetic) -> dict[str, Array]:
     }
 
 
+def is_input_stage(name: str) -> bool:
+    """Whether a stage shows what the base model is given, before the first layer."""
+    return _INPUT_STAGE.fullmatch(name) is not None
+
+
 def _text(ask: Ask) -> dict[str, Array | None]:
-    return {name: ask.inputs.get(name) for name in ("input_ids", "attention_mask", "labels", "position_ids")}
+    return {name: ask.inputs[name] for name in INPUTS if name in ask.inputs}
 
 
 def _forward(ask: Ask, arithmetic: Arithmetic) -> Answer:
@@ -144,7 +158,7 @@ def _forward(ask: Ask, arithmetic: Arithmetic) -> Answer:
 
 def _inputs(ask: Ask, arithmetic: Arithmetic) -> Answer:
     stages = _forward(ask, arithmetic).tensors
-    return Answer({name: value for name, value in stages.items() if name.startswith(INPUT_STAGES)})
+    return Answer({name: value for name, value in stages.items() if is_input_stage(name)})
 
 
 def _gradients(ask: Ask, arithmetic: Arithmetic) -> Answer:
@@ -153,7 +167,7 @@ def _gradients(ask: Ask, arithmetic: Arithmetic) -> Answer:
     def loss(parameters: Mapping[str, Array]) -> Array:
         value = peft_model.forward(parameters, base, config, **text).loss  # type: ignore[arg-type]
         if value is None:
-            raise InputError("The question 'gradients' needs labels.")
+            raise InputError("The question 'gradients' needs labels, or start_positions and end_positions.")
         return value
 
     with recording(arithmetic.into) as stages:
@@ -180,17 +194,27 @@ def _prefix_encode(ask: Ask, arithmetic: Arithmetic) -> Answer:
     if not isinstance(config, PrefixTuningConfig):
         raise InputError("The question 'prefix.encode' is about prefix tuning.")
     with recording(arithmetic.into) as stages:
-        prefix_encoder.forward(_parameters(ask, arithmetic), config, ask.arguments["batch_size"])
+        windows = ask.arguments.get("sliding_windows", ())
+        prefix_encoder.forward(_parameters(ask, arithmetic), config, ask.arguments["batch_size"], windows)
     return Answer(stages)
 
 
 def _attention(ask: Ask, arithmetic: Arithmetic) -> Answer:
+    """One layer's self-attention: positions for those that turn, a bias for those that add one."""
     base, layer = _model(ask, arithmetic), int(ask.arguments["layer"])
-    given = {name: arithmetic.take(value) for name, value in ask.inputs.items()}
+    name = ask.arguments.get("stack", "encoder" if base.config.kind == "encoder" else "decoder")
+    config, parameters = base.config.stack(name), base.parameters
+    if config.kind == "encoder_decoder":
+        parameters = stack.stack_parameters(parameters, name)
+    given = {key: arithmetic.take(value) for key, value in ask.inputs.items()}
     past = (given["past.key"], given["past.value"]) if "past.key" in given else None
-    with recording(arithmetic.into) as stages, scope(stack="decoder", layer=layer):
-        parameters = stack.layer_parameters(base.parameters, layer)
-        block.self_attention(parameters, base.config, layer, given["hidden"], past, ask.inputs["visible"])
+    rotation = None
+    if config.rotary:
+        rotation = rotary.angles(config.rotary[layer], ask.inputs["position_ids"], given["hidden"])
+    around = block.Surroundings(ask.inputs["visible"], rotation, given.get("bias"))
+    with recording(arithmetic.into) as stages, scope(stack=name, layer=layer):
+        own = stack.layer_parameters(parameters, layer)
+        block.self_attention(own, config, layer, given["hidden"], past, around)
     return Answer(stages)
 
 
@@ -207,14 +231,17 @@ def _init(ask: Ask, arithmetic: Arithmetic) -> Answer:
     else:
         assert isinstance(config, PromptTuningConfig)  # noqa: S101  (the two classes there are)
         base = _model(ask, Arithmetic(arithmetic.dtype))
-        table = base.parameters["embeddings.tokens.weight"]
         tokenizer = ask.arguments.get("tokenizer")
         if tokenizer:
             from dataclasses import replace
 
             config = replace(config, tokenizer_name_or_path=str(tokenizer))
         parameters = prompt_embedding.initial_parameters(
-            config, generator, lambda ids: embed_tokens(table, ids[None, :])[0], base.config.vocab_size, like
+            config,
+            generator,
+            lambda ids: word_embeddings(base, ids[None, :])[0],
+            base.config.vocab_size,
+            like,
         )
     return Answer({PARAMETERS + name: value for name, value in parameters.items()})
 
@@ -258,7 +285,7 @@ def _load(ask: Ask, arithmetic: Arithmetic) -> Answer:
         raise InputError("The question 'checkpoint.load' needs a base model.")
     base = _base(ask.model, arithmetic)
     model = peft_model.PeftModel.from_pretrained(base, ask.adapter)
-    parameters = {name: arithmetic.take(value) for name, value in model.trainable_parameters().items()}
+    parameters = {name: arithmetic.take(value) for name, value in model.parameters().items()}
     with recording(arithmetic.into) as stages:
         peft_model.forward(parameters, base.map(arithmetic.take), model.config, **_text(ask))  # type: ignore[arg-type]
     return Answer(stages)
@@ -269,7 +296,8 @@ def _save(ask: Ask, arithmetic: Arithmetic) -> Answer:
     if ask.output is not None:
         checkpoint.save(ask.output / "adapter", config, parameters)
         return Answer(adapter=ask.output / "adapter")
-    return Answer({checkpoint.TENSOR: checkpoint.prompt_embeddings(parameters, config)})
+    heads = {name: value for name, value in parameters.items() if name.startswith(checkpoint.HEAD)}
+    return Answer({**heads, checkpoint.TENSOR: checkpoint.prompt_embeddings(parameters, config)})
 
 
 @dataclass(frozen=True)
@@ -298,14 +326,14 @@ QUESTIONS: dict[str, Question] = {
         ),
         Question(
             "inputs", "components", METHODS,
-            (r"inputs\.(attention_mask|labels|position_ids|embeddings)",), _inputs,
+            (r"inputs\.(decoder_)?(attention_mask|labels|position_ids|embeddings|token_type_ids|input_ids)",), _inputs,
             "what the base model is given: embeddings, mask, labels, positions",
         ),
         Question(
             "attention", "components", (COMMON,), (r".*\.attention\.output",), _attention,
             "one attention layer with a prefix",
         ),
-        Question("forward", "model", METHODS, ("logits", "loss"), _forward, "logits and loss"),
+        Question("forward", "model", METHODS, (OUTPUTS, "loss"), _forward, "logits, or what the task gives, and loss"),
         Question(
             "gradients", "gradients", METHODS, ("loss", r"gradients\..*"), _gradients,
             "the loss and its gradient for each trainable parameter",
@@ -315,8 +343,8 @@ QUESTIONS: dict[str, Question] = {
             "steps of AdamW: losses, and the parameters after the last",
         ),
         Question("generate", "generation", METHODS, (TOKENS,), _generate, "tokens, chosen greedily or with beams"),
-        Question("checkpoint.load", "checkpoint", METHODS, ("logits",), _load, "read an adapter that HF peft wrote"),
-        Question("checkpoint.save", "checkpoint", METHODS, ("prompt_embeddings",), _save, "write one that HF peft reads"),
+        Question("checkpoint.load", "checkpoint", METHODS, (OUTPUTS,), _load, "read an adapter that HF peft wrote"),
+        Question("checkpoint.save", "checkpoint", METHODS, ("prompt_embeddings", r"base_model\..*"), _save, "write one that HF peft reads"),
     )
 }  # fmt: skip
 """Every question by name, from the least to the most."""
