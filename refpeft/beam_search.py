@@ -17,7 +17,16 @@ from jaxtyping import Bool, Int
 
 from refpeft import arrays as np
 from refpeft.arrays import Array, Float
-from refpeft.decoding import Adapted, GenerationConfig, State, advance, is_finished, largest, process_scores
+from refpeft.decoding import (
+    Adapted,
+    GenerationConfig,
+    State,
+    advance,
+    force_tokens,
+    is_finished,
+    largest,
+    process_scores,
+)
 from refpeft.steps import step
 from refpeft.transformer.block import KeyValue
 
@@ -196,6 +205,7 @@ def beam_search(
         logits, state = advance(adapted, state, flat, options.use_cache)
         scores = process_scores(log_softmax(logits), new_tokens, options.min_new_tokens, eos)
         new_tokens += 1
+        scores = force_tokens(scores, flat.shape[1], new_tokens == longest, options)
         top, parents = candidates(running, scores.reshape(batch_size, beams, -1), kept)
         ended = is_finished(top.sequences[:, :, -1], eos, new_tokens == longest)
         finished = keep_finished(finished, top, ended, open_rows, new_tokens, options)

@@ -20,14 +20,16 @@ import numpy
 from jaxtyping import Bool, Int, Shaped
 
 from refpeft import arrays as np
-from refpeft import masks, prefix_encoder, prompt_embedding
+from refpeft import masks, prompt_embedding
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.generation_config import GenerationConfig, as_generation_config
 from refpeft.steps import recording, step
-from refpeft.transformer import heads, stack
+from refpeft.tasks import decode, encode, get_prompt, language_model_logits
+from refpeft.transformer import stack
 from refpeft.transformer.block import KeyValue
-from refpeft.transformer.weights import BaseModel, embed_tokens
+from refpeft.transformer.stack import Given, StackOutput
+from refpeft.transformer.weights import BaseModel, word_embeddings
 
 __all__ = [
     "Adapted",
@@ -36,7 +38,10 @@ __all__ = [
     "advance",
     "as_generation_config",
     "begin",
+    "begin_behind_encoder",
+    "decoder_start",
     "first_position_ids",
+    "force_tokens",
     "grow",
     "infer_attention_mask",
     "is_finished",
@@ -57,17 +62,33 @@ class Adapted(NamedTuple):
     base: BaseModel
     config: PromptLearningConfig
 
+    @property
+    def behind_encoder(self) -> bool:
+        """Whether the text is the encoder's, and the decoder writes a sequence of its own."""
+        return self.base.config.kind == "encoder_decoder"
+
+    @property
+    def prefix(self) -> bool:
+        """Whether the virtual tokens are keys and values."""
+        return isinstance(self.config, PrefixTuningConfig)
+
 
 @dataclass(frozen=True)
 class State:
     """What one step leaves to the next. `rows` are those of the batch, each num_beams times."""
 
-    attention_mask: Array | None
-    """(rows, length), for the text alone; None if nothing is padded."""
-    position_ids: Array
-    """(rows, length), for the text alone, virtual tokens not counted."""
+    attention_mask: Array | None = None
+    """(rows, length), for the text alone; None if nothing is padded, or the text is the encoder's."""
+    position_ids: Array | None = None
+    """(rows, length), for the text alone, virtual tokens not counted; None if it is the encoder's."""
     past_key_values: tuple[KeyValue, ...] | None = None
     """Keys and values of everything computed, virtual tokens included; None before the first step and without a cache."""
+    cached: int = 0
+    """How many positions those stand for: more than there are keys where HF cut a prefix (PX-9)."""
+    encoded: Array | None = None
+    """Behind an encoder: its last hidden states (rows, encoder_key, hidden)."""
+    encoder_mask: Array | None = None
+    """The mask over them, virtual tokens included."""
     steps: int = 0
     """How many steps were made."""
 
@@ -155,8 +176,25 @@ def grow(state: State) -> State:
     mask, positions = state.attention_mask, state.position_ids
     if mask is not None:
         mask = numpy.concatenate([mask, numpy.ones_like(mask[:, :1])], axis=1)
-    positions = numpy.concatenate([positions, positions[:, -1:] + 1], axis=1)
+    if positions is not None:
+        positions = numpy.concatenate([positions, positions[:, -1:] + 1], axis=1)
     return replace(state, attention_mask=mask, position_ids=positions, steps=state.steps + 1)
+
+
+@step(
+    "generation.decoder_start",
+    clause="GN-9",
+    stage="",
+    axes="batch decoder_tokens",
+    kind="exact",
+    source=_GENERATION + "_prepare_decoder_input_ids_for_generation",
+)
+def decoder_start(batch_size: int, decoder_start_token_id: int) -> Int[Array, "batch one"]:
+    """What the decoder behind an encoder begins with, and what is returned first: the start token alone, no virtual token.
+
+    How others differ: the beginning of a text (bos_token_id), which T5 does not have; the start token cut off afterwards.
+    """
+    return numpy.full((batch_size, 1), decoder_start_token_id, numpy.int64)
 
 
 def begin(
@@ -180,6 +218,28 @@ def begin(
     return expanded(input_ids), State(expanded(attention_mask) if padded else None, expanded(positions))
 
 
+def begin_behind_encoder(
+    adapted: Adapted,
+    input_ids: Int[Array, "batch tokens"],
+    attention_mask: Shaped[Array, "batch tokens"] | None,
+    options: GenerationConfig,
+) -> tuple[Int[Array, "rows one"], State]:
+    """The decoder's first ids, and the state before its first step, each row num_beams times.
+
+    The encoder reads the text, each row once, behind a prompt's virtual tokens. Its mask is the caller's, or none: nothing is
+    inferred for it, so that padding is text (GN-9). Source: transformers 5.23.0 `generation/utils.py`,
+    `_prepare_text_encoder_decoder_kwargs_for_generation`, `_expand_inputs_for_generation`.
+    """
+    parameters, base, config = adapted
+    prompt = () if adapted.prefix else get_prompt(parameters, config, len(input_ids), base)
+    encoded, mask = encode(base, config, prompt, input_ids, attention_mask)
+    rows = numpy.repeat(numpy.arange(len(input_ids)), options.num_beams)
+    encoded, mask = np.take_rows(encoded, rows), None if mask is None else np.take_rows(mask, rows)
+    assert options.decoder_start_token_id is not None  # noqa: S101  (`generate` has chosen it)
+    start = decoder_start(len(rows), options.decoder_start_token_id)
+    return start, State(encoded=encoded, encoder_mask=mask)
+
+
 def advance(
     adapted: Adapted, state: State, sequences: Int[Array, "rows length"], use_cache: bool
 ) -> tuple[Float[Array, "rows vocab"], State]:
@@ -187,30 +247,58 @@ def advance(
 
     Only the first step's stages are recorded: those of later steps would take their names.
     """
+    forward = _behind_encoder if adapted.behind_encoder else _decoder_alone
+    fed = fed_tokens(sequences, state.past_key_values is not None, use_cache)
     with recording() if state.steps else nullcontext():
-        logits, present = _forward(adapted, state, sequences)
-    return np.to_host(logits), grow(replace(state, past_key_values=present if use_cache else None))
+        decoded, cached = forward(adapted, state, fed)
+        logits = np.to_host(language_model_logits(adapted.parameters, adapted.base, decoded.hidden)[:, -1])
+    if use_cache or (adapted.behind_encoder and adapted.prefix):
+        return logits, grow(replace(state, past_key_values=decoded.past_key_values, cached=cached))
+    return logits, grow(state)
 
 
-def _forward(
-    adapted: Adapted, state: State, sequences: Int[Array, "rows length"]
-) -> tuple[Float[Array, "rows vocab"], tuple[KeyValue, ...]]:
+@step("generation.fed_tokens", clause="GN-3", stage="", axes="batch decoder_tokens", kind="exact", source=_GENERATION + "_sample")  # fmt: skip
+def fed_tokens(
+    sequences: Int[Array, "rows length"], behind_cache: bool, use_cache: bool
+) -> Int[Array, "rows fed"]:
+    """What a step is given: the last token behind a cache, which holds all others; everything without one.
+
+    Behind an encoder with a prefix and `use_cache=False`, HF gives everything *and* the cache of the steps before (GN-10).
+    """
+    return sequences[:, -1:] if behind_cache and use_cache else sequences
+
+
+def _decoder_alone(adapted: Adapted, state: State, fed: Int[Array, "rows fed"]) -> tuple[StackOutput, int]:
+    """One step of a decoder without an encoder, and how many positions are cached then."""
     parameters, base, config = adapted
-    prefix, past = isinstance(config, PrefixTuningConfig), state.past_key_values
-    virtual = parameters[prompt_embedding.EMBEDDING].shape[0]
-    fed = sequences if past is None else sequences[:, -1:]  # the cache holds all but the last
-    embeds = embed_tokens(base.parameters["embeddings.tokens.weight"], fed)
+    past, virtual = state.past_key_values, config.num_virtual_tokens
+    cached = 0 if past is None else state.cached
+    embeds = word_embeddings(base, fed)
     mask = step_attention_mask(state.attention_mask, virtual)
-    positions = step_position_ids(state.position_ids, fed.shape[1], virtual, prefix)
-    if past is None and isinstance(config, PrefixTuningConfig):
-        past = prefix_encoder.forward(parameters, config, fed.shape[0])
-    elif past is None:
-        embeds = prompt_embedding.prepend(prompt_embedding.forward(parameters, fed.shape[0]), embeds)
-    if positions is not None and past is not None:
-        positions = positions - past[0][0].shape[2]  # the stack counts given positions from the past's end
-    decoded = stack.forward(base.parameters, base.config, embeds, mask, past, positions)
-    logits = heads.language_model_head(decoded.hidden, base.parameters["head.weight"])
-    return logits[:, -1], decoded.past_key_values
+    assert state.position_ids is not None  # noqa: S101  (`begin` made them)
+    positions = step_position_ids(state.position_ids, fed.shape[1], virtual, adapted.prefix)
+    if past is None:
+        prompt = get_prompt(parameters, config, len(fed), base)
+        if isinstance(prompt, tuple):
+            past, cached = prompt, virtual
+        else:
+            embeds = prompt_embedding.prepend(prompt, embeds)
+    counted = None if positions is None else positions - cached  # the stack counts them from the past's end
+    decoded = stack.forward(base.parameters, base.config, embeds, mask, past, Given(counted, past=cached))
+    return decoded, cached + embeds.shape[1]
+
+
+def _behind_encoder(adapted: Adapted, state: State, fed: Int[Array, "rows fed"]) -> tuple[StackOutput, int]:
+    """One step of a decoder behind an encoder, and how many positions are cached then."""
+    parameters, base, config = adapted
+    past, cached = state.past_key_values, state.cached
+    if past is None and adapted.prefix:
+        prompt = get_prompt(parameters, config, len(fed), base)
+        assert isinstance(prompt, tuple)  # noqa: S101  (a prefix)
+        past, cached = prompt, config.num_virtual_tokens
+    assert state.encoded is not None  # noqa: S101  (`begin` made it)
+    decoded = decode(base, config, fed, None, past, state.encoded, state.encoder_mask, cached=cached)
+    return decoded, cached + fed.shape[1]
 
 
 @step(
@@ -234,6 +322,27 @@ def process_scores(
         return scores
     ends = numpy.isin(numpy.arange(scores.shape[-1]), eos_token_ids)
     return numpy.where(ends, -numpy.inf, scores)
+
+
+@step("generation.forced_tokens", clause="GN-9", stage="", axes="sequences vocab", source="transformers generation/logits_process.py ForcedEOSTokenLogitsProcessor.__call__")  # fmt: skip
+def force_tokens(
+    scores: Float[Array, "rows vocab"], length: int, last_step: bool, options: GenerationConfig
+) -> Float[Array, "rows vocab"]:
+    """0 for a token that must come now and −∞ for all others, whatever was forbidden before.
+
+    forced_bos_token_id must come behind a sequence of a single token, whatever that is: the start token of a decoder behind an
+    encoder, but a text of one token too. forced_eos_token_id must come where a row reaches its maximum length.
+    How others differ: the end forced without being asked for, or not although BART's config.json asks for it.
+    """
+    for asked, wanted in ((length == 1, _first(options)), (last_step, options.forced_eos_token_ids)):
+        if asked and wanted:
+            chosen = numpy.isin(numpy.arange(scores.shape[-1]), wanted)
+            scores = numpy.broadcast_to(numpy.where(chosen, 0, -numpy.inf), scores.shape).astype(scores.dtype)
+    return scores
+
+
+def _first(options: GenerationConfig) -> tuple[int, ...]:
+    return () if options.forced_bos_token_id is None else (options.forced_bos_token_id,)
 
 
 @step("generation.is_finished", clause="GN-5", stage="", axes="sequences", kind="exact", source="transformers generation/stopping_criteria.py EosTokenCriteria.__call__")  # fmt: skip

@@ -8,7 +8,7 @@ step; returned are the text's ids and the new ones.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 from jaxtyping import Bool, Int, Shaped
@@ -22,15 +22,23 @@ from refpeft.decoding import (
     State,
     advance,
     begin,
+    begin_behind_encoder,
+    force_tokens,
     is_finished,
     largest,
     process_scores,
 )
 from refpeft.errors import InputError
-from refpeft.prompt_embedding import EMBEDDING
 from refpeft.steps import step
+from refpeft.transformer.config import ModelConfig
 from refpeft.transformer.weights import BaseModel
 
+TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+"""The task types whose adapters generate."""
+KEEPS_CACHE = frozenset(
+    {"gpt_bigcode", "opt", "gpt_neox", "llama", "gemma", "gemma2", "gemma3_text", "phi", "falcon"}
+)
+"""Families whose HF models return the cache that they are given though use_cache is False: the next step fails (GN-3)."""
 _SAMPLE = "transformers generation/utils.py GenerationMixin._sample"
 
 
@@ -96,6 +104,7 @@ def greedy_search(
         raw, state = advance(adapted, state, sequences, options.use_cache)
         logits.append(raw)
         scores = process_scores(raw, new_tokens, options.min_new_tokens, eos)
+        scores = force_tokens(scores, sequences.shape[1], new_tokens + 1 == longest, options)
         tokens = next_tokens(scores, finished, options.filler if eos else None)
         sequences = numpy.concatenate([sequences, tokens[:, None]], axis=1)
         finished = finished | is_finished(tokens, eos, new_tokens + 1 == longest)
@@ -115,36 +124,94 @@ def generate(
 ) -> GenerateOutput:
     """Continue checked inputs: a pure function.
 
-    Source: HF peft 0.21.2 `peft_model.py`, `PeftModelForCausalLM.generate`, with `return_dict_in_generate`.
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModelForCausalLM.generate` and `PeftModelForSeq2SeqLM.generate`, with
+    `return_dict_in_generate`.
 
     Raises:
-        InputError: the position table has no room for what is asked, or pad_token_id is no token.
+        InputError: an adapter of this task type does not generate; HF would fail; the position table has no room for what is
+            asked; or a token is none.
     """
-    options = options or GenerationConfig()
     adapted = Adapted(parameters, base, config)
+    if config.task_type not in TASKS:
+        raise InputError(
+            f"Only adapters of the task types {' and '.join(TASKS)} generate; this one's is {config.task_type}."
+        )
+    options = _with_start(base.config, options or GenerationConfig())
+    _check_tokens(base.config, options)
     longest = _checked_length(adapted, input_ids, options)
-    _warn_of_right_padding(input_ids, attention_mask, options)
-    expanded, state = begin(input_ids, attention_mask, options)
+    if adapted.behind_encoder:
+        begun, state = begin_behind_encoder(adapted, input_ids, attention_mask, options)
+    else:
+        _check_cache(adapted, longest, options)
+        _warn_of_right_padding(input_ids, attention_mask, options)
+        begun, state = begin(input_ids, attention_mask, options)
     if options.num_beams == 1:
-        return greedy_search(adapted, state, expanded, longest, options)
-    sequences, scores = beam_search(adapted, state, expanded, longest, options)
+        return greedy_search(adapted, state, begun, longest, options)
+    sequences, scores = beam_search(adapted, state, begun, longest, options)
     return GenerateOutput(returned(sequences), sequences_scores=returned_scores(scores))
+
+
+def first_length(model: ModelConfig, input_ids: Array) -> int:
+    """How many tokens of the returned sequences were there before: the text's, or the start token behind an encoder."""
+    return 1 if model.kind == "encoder_decoder" else int(input_ids.shape[1])
+
+
+def _with_start(model: ModelConfig, options: GenerationConfig) -> GenerationConfig:
+    if model.kind != "encoder_decoder" or options.decoder_start_token_id is not None:
+        return options
+    start = model.bos_token_id if model.decoder_start_token_id is None else model.decoder_start_token_id
+    if start is None:
+        raise InputError(
+            "The base model's config.json has neither decoder_start_token_id nor bos_token_id, so that there is nothing to "
+            "begin with. Give decoder_start_token_id (T5's is its pad_token_id)."
+        )
+    return replace(options, decoder_start_token_id=start)
+
+
+def _check_tokens(model: ModelConfig, options: GenerationConfig) -> None:
+    given = {"pad_token_id": [options.filler], "decoder_start_token_id": [options.decoder_start_token_id]}
+    given |= {"forced_bos_token_id": [options.forced_bos_token_id]}
+    given |= {"forced_eos_token_id": list(options.forced_eos_token_ids)}
+    for name, tokens in given.items():
+        for token in tokens:
+            if token is not None and not 0 <= token < model.vocab_size:
+                raise InputError(
+                    f"{name} is {token}, but the base model's vocabulary has ids 0 to {model.vocab_size - 1}."
+                )
+
+
+def _check_cache(adapted: Adapted, longest: int, options: GenerationConfig) -> None:
+    """Refused where HF fails at the second step (specs/stricter.md)."""
+    family = adapted.base.config.family
+    if adapted.prefix and not options.use_cache and longest > 1 and family in KEEPS_CACHE:
+        raise InputError(
+            f"use_cache=False beside a prefix fails in HF with {family}: its model keeps the cache all the same and is given "
+            "the positions of the whole text for a single token. Leave use_cache out: the tokens are the same."
+        )
 
 
 def _checked_length(adapted: Adapted, input_ids: Array, options: GenerationConfig) -> int:
     """How many tokens are added at most; refused where HF would fail at some step, or might (specs/stricter.md, GN-3)."""
-    model, tokens = adapted.base.config, input_ids.shape[1]
-    virtual = adapted.parameters[EMBEDDING].shape[0]
-    longest = options.new_tokens(tokens, model.max_position_embeddings)
-    room = model.max_position_embeddings - virtual - tokens + 1  # the last token is not fed back
-    if longest > room:
+    model, virtual = adapted.base.config, adapted.config.num_virtual_tokens
+    tokens, limit = first_length(model, input_ids), model.position_limit
+    begun = "The decoder begins with" if adapted.behind_encoder else "The text has"
+    longest = options.new_tokens(tokens, model.max_position_embeddings, begun)
+    if limit is None:
+        return longest
+    if adapted.behind_encoder and not adapted.prefix:
+        virtual = 0  # they are the encoder's
+    repeated = adapted.behind_encoder and adapted.prefix and not options.use_cache
+
+    def needed(new: int) -> int:
+        """The last token is not fed back."""
+        return virtual + (new * (new + 1) // 2 if repeated else tokens + new - 1)
+
+    if needed(longest) > limit:
+        room = next(new for new in range(longest, -1, -1) if needed(new) <= limit or not new)
+        what = "one token to begin with" if adapted.behind_encoder else f"{tokens} tokens"
         raise InputError(
-            f"{virtual} virtual tokens, {tokens} tokens and {longest} new ones need {virtual + tokens + longest - 1} positions, "
-            f"but the base model has {model.max_position_embeddings}. Give max_new_tokens of at most {max(room, 0)}."
-        )
-    if options.filler is not None and not 0 <= options.filler < model.vocab_size:
-        raise InputError(
-            f"pad_token_id is {options.filler}, but the base model's vocabulary has ids 0 to {model.vocab_size - 1}."
+            f"{virtual} virtual tokens, {what} and {longest} new ones need {needed(longest)} positions, but the base model has "
+            f"{limit}. Give max_new_tokens of at most {room}."
         )
     return longest
 

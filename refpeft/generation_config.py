@@ -1,4 +1,4 @@
-"""The options of `generate`: names and meanings are those of HF's `GenerationConfig`; clauses GN-5 to GN-8.
+"""The options of `generate`: names and meanings are those of HF's `GenerationConfig`; clauses GN-5 to GN-10.
 
 Follows transformers 5.23.0 `generation/configuration_utils.py` and `generation/utils.py`.
 """
@@ -20,6 +20,12 @@ def _integer_from(least: int) -> Callable[[Any], bool]:
     return lambda value: value is None or (is_integer(value) and value >= least)
 
 
+def _several(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(map(int, value))
+
+
 def _is_end(value: Any) -> bool:
     several = isinstance(value, list | tuple) and all(map(is_integer, value))
     return value is None or is_integer(value) or several
@@ -36,6 +42,9 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "early_stopping": ("True, False or 'never'", lambda value: isinstance(value, bool) or (isinstance(value, str) and value == "never")),
     "eos_token_id": (f"the id of a token, a list of such, or None ({_TOKENIZER})", _is_end),
     "pad_token_id": (f"the id of a token, or None ({_TOKENIZER})", lambda value: value is None or is_integer(value)),
+    "decoder_start_token_id": ("the id of a token, or None", lambda value: value is None or is_integer(value)),
+    "forced_bos_token_id": ("the id of a token, or None", lambda value: value is None or is_integer(value)),
+    "forced_eos_token_id": ("the id of a token, a list of such, or None", _is_end),
     "use_cache": ("True or False", lambda value: isinstance(value, bool)),
 }  # fmt: skip
 
@@ -63,6 +72,12 @@ class GenerationConfig:
     """A token, or one of several, that ends a row."""
     pad_token_id: int | None = None
     """What finished rows are filled with; without it, the first eos_token_id."""
+    decoder_start_token_id: int | None = None
+    """Behind an encoder: what the decoder begins with; without it, the base model's own, or its bos_token_id."""
+    forced_bos_token_id: int | None = None
+    """The token that must follow a single one: the first that a decoder behind an encoder adds."""
+    forced_eos_token_id: int | Sequence[int] | None = None
+    """The token, or one of those, that must be the last where a row reaches its maximum length."""
     use_cache: bool = True
     """Whether keys and values are kept between steps. Without a cache every step computes the whole text again."""
 
@@ -86,11 +101,12 @@ class GenerationConfig:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """All tokens that end a row; none if rows end at the maximum length alone."""
-        if self.eos_token_id is None:
-            return ()
-        return (
-            (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(map(int, self.eos_token_id))
-        )
+        return _several(self.eos_token_id)
+
+    @property
+    def forced_eos_token_ids(self) -> tuple[int, ...]:
+        """All tokens that may be the last of a row of the maximum length; none if any may."""
+        return _several(self.forced_eos_token_id)
 
     @property
     def filler(self) -> int | None:
@@ -99,8 +115,10 @@ class GenerationConfig:
             self.eos_token_ids[0] if self.pad_token_id is None and self.eos_token_ids else self.pad_token_id
         )
 
-    def new_tokens(self, tokens: int, positions: int) -> int:
+    def new_tokens(self, tokens: int, positions: int | None, whose: str = "The text has") -> int:
         """How many tokens are added at most to a text of `tokens`, on a base model with so many positions.
+
+        `positions`: HF's max_position_embeddings, also where there is no table of them; None where the base names none.
 
         Source: transformers 5.23.0 `generation/utils.py`, `_prepare_generated_length`, `_validate_generated_length`.
 
@@ -109,10 +127,11 @@ class GenerationConfig:
         """
         if self.max_new_tokens is not None:
             return self.max_new_tokens
-        longest = min(tokens + 20, positions) if self.max_length is None else self.max_length
+        default = tokens + 20 if positions is None else min(tokens + 20, positions)
+        longest = default if self.max_length is None else self.max_length
         if tokens >= longest:
             raise InputError(
-                f"The text has {tokens} tokens, and max_length is {longest}: nothing can be added. Give max_new_tokens."
+                f"{whose} {tokens} token{'s' * (tokens != 1)}, and max_length is {longest}: nothing can be added. Give max_new_tokens."
             )
         return longest - tokens
 

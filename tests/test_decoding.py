@@ -48,8 +48,8 @@ IDS = numpy.array([[7, 7, 5, 9], [3, 5, 7, 9]])
             (
                 "generate does not take do_sample, top_k. It decodes greedily or with beams, with a growing cache, and takes "
                 "max_new_tokens, max_length, min_new_tokens, num_beams, num_return_sequences, length_penalty, early_stopping, "
-                "eos_token_id, pad_token_id, use_cache; leave the others out (HF's sampling, other caches and score processors "
-                "are not computed)."
+                "eos_token_id, pad_token_id, decoder_start_token_id, forced_bos_token_id, forced_eos_token_id, use_cache; leave "
+                "the others out (HF's sampling, other caches and score processors are not computed)."
             ),
         ),
     ],
