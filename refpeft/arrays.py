@@ -298,6 +298,11 @@ def full(shape: Sequence[int], value: float, dtype: Any, like: Array) -> Array:
     return _numpy.full_like(cast("Any", _getval(like)), value, dtype=dtype, shape=tuple(shape))
 
 
+def from_list(values: Sequence[Any], like: Array) -> Array:
+    """Nested lists of integers as an array (int64), where `like` lives."""
+    return _numpy.asarray(values, dtype=_numpy.int64, like=cast("Any", _getval(like)))
+
+
 def cumsum(x: Array) -> Array:
     """Running sums along the last axis; for masks and counts, nothing is differentiated through it."""
     return cast("Array", _numpy.cumsum(cast("Any", _getval(x)), axis=-1))
@@ -385,7 +390,7 @@ def register(array_type: type, to_host: Callable[[Any], Any] = _numpy.asarray) -
 
 __all__ = [
     "Array", "Float", "Parameters", "arange", "broadcast_to", "cast_to", "concatenate", "constant_max", "cos", "cumsum", "cut",
-    "defvjp", "entry", "erf", "exp", "full", "log", "log1p", "mean", "most_negative", "pick", "primitive", "register", "reshape", "round_to", "sin",
+    "defvjp", "entry", "erf", "exp", "from_list", "full", "log", "log1p", "mean", "most_negative", "pick", "primitive", "register", "reshape", "round_to", "sin",
     "sqrt", "square", "sum", "swapaxes", "take_rows", "tanh", "to_host", "transpose", "unstack", "value_and_grad",
     "value_of", "where",
 ]  # fmt: skip

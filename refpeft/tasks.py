@@ -343,7 +343,7 @@ def _sequence_logits(
     """SEQ_CLS: one row of logits for each text."""
     if head.form == "last_token":
         ids = batch.input_ids if isinstance(config, PrefixTuningConfig) else None
-        positions = heads.last_token(ids, base.config.pad_token_id, hidden.shape[0], hidden.shape[1] - 1)
+        positions = heads.last_token(ids, base.config.pad_token_id, hidden)
         return heads.last_token_logits(heads.score_logits(hidden, module[f"{head.module}.weight"]), positions)
     if head.form == "pooler":
         pooled = _pooled(base, hidden)
@@ -362,5 +362,5 @@ def problem_type(base: BaseModel, labels: Array) -> Any:
         return base.config.problem_type
     if base.config.num_labels == 1:
         return "regression"
-    whole = np.to_host(labels).dtype.kind in "iu"
+    whole = labels.dtype.kind in "iu"
     return "single_label_classification" if whole else "multi_label_classification"

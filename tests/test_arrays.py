@@ -190,6 +190,7 @@ def test_every_public_function_has_a_case() -> None:
         "cumsum",
         "round_to",
         "arange",
+        "from_list",
         "full",
         "value_of",
         "most_negative",
@@ -251,6 +252,14 @@ def test_arange_and_full_live_where_like_lives(form: Make) -> None:
     numpy.testing.assert_array_equal(integers, [0, 1, 2, 3])
     numpy.testing.assert_array_equal(filled, [[-1.5], [-1.5]])
     assert (integers.dtype, filled.dtype) == (numpy.int64, numpy.float64)
+
+
+@pytest.mark.parametrize("form", [lambda x: x, Foreign])
+def test_lists_of_integers_become_arrays_where_like_lives(form: Make) -> None:
+    read = fetch if form is Foreign else numpy.asarray
+    integers = read(np.from_list([[1, -2], [3, 4]], like=form(sample(numpy.float32))))
+    numpy.testing.assert_array_equal(integers, [[1, -2], [3, 4]])
+    assert integers.dtype == numpy.int64
 
 
 def test_arange_and_full_take_boxes() -> None:

@@ -95,28 +95,29 @@ def score_logits(
 
 
 def last_token(
-    input_ids: Int[Array, "batch tokens"] | None, pad_token_id: int | None, batch: int, last: int
-) -> list[int]:
+    input_ids: Int[Array, "batch query"] | None,
+    pad_token_id: int | None,
+    hidden: Float[Array, "batch query hidden"],
+) -> Int[Array, "batch 1"]:
     """Which position of each row counts: the last that is not pad_token_id; of embeddings without ids, the very last.
 
     Prompt tuning hands embeddings over, so that padding on the right is what is looked at (clause TK-6).
     Source: transformers 5.23.0 `modeling_layers.py`, `GenericForSequenceClassification.forward`.
     """
+    batch, queries, _ = hidden.shape
     if input_ids is None or pad_token_id is None:
-        return [last] * batch
-    rows = np.to_host(input_ids)
-    return [
-        max((at for at, token in enumerate(row) if token != pad_token_id), default=0) for row in rows.tolist()
-    ]
+        return np.full((batch, 1), queries - 1, "int64", like=hidden)
+    places = np.where(input_ids != pad_token_id, np.arange(queries, like=input_ids), 0)
+    return np.constant_max(places, axis=-1)
 
 
 @step("head.last_token_logits", clause="TK-6", stage="pooled_logits", axes="batch labels", source=_GENERIC + "GenericForSequenceClassification.forward")  # fmt: skip
 def last_token_logits(
-    logits: Float[Array, "batch query labels"], positions: list[int]
+    logits: Float[Array, "batch query labels"], positions: Int[Array, "batch 1"]
 ) -> Float[Array, "batch labels"]:
     """The logits of one position of each row."""
-    rows = [np.entry(np.cut(logits, row, row + 1, 0), at, 1) for row, at in enumerate(positions)]
-    return np.concatenate(rows, axis=0)
+    chosen = np.arange(logits.shape[1], like=logits) == positions  # (batch, query)
+    return np.sum(np.where(chosen[:, :, None], logits, 0.0), axis=1)
 
 
 @step("head.token_logits", clause="TK-7", stage="token_logits", axes="batch query labels", source=_GENERIC + "GenericForTokenClassification.forward")  # fmt: skip

@@ -214,8 +214,8 @@ def score_bias(
             config.relative_distance,
             both_directions=not causal,
         )
-        on_device = np.cast_to(np.full(buckets.shape, 0, "int64", like=like) + buckets, "int64")
-        return positions.relative_bias(parameters["relative_bias.weight"], on_device)[None]
+        buckets = np.from_list(buckets.tolist(), like=like)
+        return positions.relative_bias(parameters["relative_bias.weight"], buckets)[None]
     return None
 
 
