@@ -67,14 +67,7 @@ class BaseModel:
         return BaseModel(self.config, {name: done[id(value)] for name, value in self.parameters.items()})
 
 
-@step(
-    "inputs.token_embeddings",
-    clause="PT-3",
-    stage="inputs.{which}token_embeddings",
-    axes="batch tokens embedding",
-    kind="exact",
-    source="transformers models/gpt2/modeling_gpt2.py GPT2Model.forward",
-)
+@step("inputs.token_embeddings", clause="PT-3", stage="inputs.{which}token_embeddings", axes="batch tokens embedding", kind="exact", source="transformers models/gpt2/modeling_gpt2.py GPT2Model.forward")  # fmt: skip
 def embed_tokens(
     table: Float[Array, "vocab embedding"], input_ids: Int[Array, "batch tokens"]
 ) -> Float[Array, "batch tokens embedding"]:
@@ -82,14 +75,7 @@ def embed_tokens(
     return np.take_rows(table, input_ids)
 
 
-@step(
-    "inputs.scaled_embeddings",
-    clause="PT-7",
-    stage="inputs.{which}scaled_embeddings",
-    axes="batch tokens embedding",
-    kind="elementary",
-    source="transformers models/gemma/modeling_gemma.py GemmaTextScaledWordEmbedding.forward",
-)
+@step("inputs.scaled_embeddings", clause="PT-7", stage="inputs.{which}scaled_embeddings", axes="batch tokens embedding", kind="elementary", source="transformers models/gemma/modeling_gemma.py GemmaTextScaledWordEmbedding.forward")  # fmt: skip
 def scale_embeddings(
     embeddings: Float[Array, "batch tokens embedding"], scale: float
 ) -> Float[Array, "batch tokens embedding"]:
