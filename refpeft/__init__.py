@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
     from refpeft.errors import CheckpointError, ConfigError, InputError, RefpeftError
     from refpeft.generation import GenerateOutput
+    from refpeft.kv_prefix import (
+        compose_prefix_adapters,
+        initialize_kv_prefix_from_past_key_values,
+        initialize_kv_prefix_from_text,
+        prompt_embeddings_from_past_key_values,
+    )
     from refpeft.peft_model import Output, PeftModel, get_peft_model
     from refpeft.trainer import TrainingResult, train
     from refpeft.training import TrainingArguments
@@ -39,8 +45,12 @@ _HOMES = {
     "RefpeftError": "refpeft.errors",
     "TrainingArguments": "refpeft.training",
     "TrainingResult": "refpeft.trainer",
+    "compose_prefix_adapters": "refpeft.kv_prefix",
     "get_peft_model": "refpeft.peft_model",
+    "initialize_kv_prefix_from_past_key_values": "refpeft.kv_prefix",
+    "initialize_kv_prefix_from_text": "refpeft.kv_prefix",
     "load_base_model": "refpeft.transformer.weights",
+    "prompt_embeddings_from_past_key_values": "refpeft.kv_prefix",
     "train": "refpeft.trainer",
 }
 
@@ -76,7 +86,11 @@ __all__ = [
     "RefpeftError",
     "TrainingArguments",
     "TrainingResult",
+    "compose_prefix_adapters",
     "get_peft_model",
+    "initialize_kv_prefix_from_past_key_values",
+    "initialize_kv_prefix_from_text",
     "load_base_model",
+    "prompt_embeddings_from_past_key_values",
     "train",
 ]

@@ -73,9 +73,26 @@ def load(
 
     Raises:
         ConfigError: adapter_config.json is missing or wrong.
+        CheckpointError: as `load_tensors`.
+    """
+    return load_config(directory), load_tensors(directory, dtype)
+
+
+def load_config(directory: str | Path) -> PromptLearningConfig:
+    """The configuration of an adapter directory, in inference mode, whatever the file says.
+
+    Raises:
+        ConfigError: adapter_config.json is missing or wrong.
+    """
+    return replace(PromptLearningConfig.from_pretrained(directory), inference_mode=True)
+
+
+def load_tensors(directory: str | Path, dtype: Any = None) -> dict[str, NDArray[Any]]:
+    """The tensors of an adapter directory in `dtype`, or each as it is stored: `prompt_embeddings`, and heads.
+
+    Raises:
         CheckpointError: the weights are missing, pickled, damaged, not finite, or hold no `prompt_embeddings`.
     """
-    config = replace(PromptLearningConfig.from_pretrained(directory), inference_mode=True)
     path = Path(directory) / WEIGHTS_FILE
     if not path.is_file() and path.with_suffix(".bin").is_file():
         raise CheckpointError(
@@ -94,7 +111,7 @@ def load(
             f"'{TENSOR}' in '{path}' is {tensor.dtype} of shape {tensor.shape}; it must be a floating-point matrix with "
             "one row for each virtual token."
         )
-    return config, {name: finite_in(value, dtype, name, path) for name, value in tensors.items()}
+    return {name: finite_in(value, dtype or value.dtype, name, path) for name, value in tensors.items()}
 
 
 def parameters_from(

@@ -22,12 +22,12 @@ TASKS = {
     "encoder_decoder": ("SEQ_2_SEQ_LM",),
 }
 """Which task types a model with such stacks can have."""
-_HEADS_OF_TASKS = {
+HEADS_OF_TASKS = {
     "SEQ_CLS": ["classifier", "score"],
     "TOKEN_CLS": ["classifier", "score"],
     "QUESTION_ANS": ["qa_outputs"],
 }
-"""What HF adds to `modules_to_save`, twice: when the model is made, and when its adapter is added."""
+"""What HF adds to `modules_to_save`: when a model is made, and again when its adapter is added."""
 _CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
@@ -38,15 +38,17 @@ _CLASSES = {
 """HF's classes that have the head of a task."""
 
 
-def fitted(base: BaseModel, config: PromptLearningConfig) -> PromptLearningConfig:
+def fitted(base: BaseModel, config: PromptLearningConfig, *, first: bool = True) -> PromptLearningConfig:
     """The configuration filled in from the base (CF-3), with HF's `modules_to_save` for its task (CF-9).
+
+    `first`: whether a model is made with it; an adapter that is added to a model gets them once.
 
     Raises:
         ConfigError: the task is not one of this base model's, or the base has no head for it; a module is to be saved that
             refpeft does not train; a size that the base model's keys and values, or its embeddings, do not have.
     """
     _require_task(base, config)
-    filled = fill_in(_with_modules(config), base.config.hf)
+    filled = fill_in(_with_modules(config, 2 if first else 1), base.config.hf)
     _require_sizes(base.config, config, filled)
     return filled
 
@@ -88,7 +90,7 @@ def _require_task(base: BaseModel, config: PromptLearningConfig) -> None:
             f"{', '.join(TASKS[model.kind])}.{_why_not(model, task)}"
         )
     head = tasks.head_of(base, task)
-    if task in _HEADS_OF_TASKS and head is None:
+    if task in HEADS_OF_TASKS and head is None:
         raise ConfigError(
             f"HF has no {model.family} model for {task}, so there is no head to train or to compare with."
         )
@@ -102,7 +104,7 @@ def _require_task(base: BaseModel, config: PromptLearningConfig) -> None:
             f"The base model's checkpoint has no language-model head. Load the model with transformers' {_CLASSES[task]} and "
             "save it again with save_pretrained(directory)."
         )
-    allowed = {*_HEADS_OF_TASKS.get(task, [LANGUAGE_HEAD] if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM") else [])}
+    allowed = {*HEADS_OF_TASKS.get(task, [LANGUAGE_HEAD] if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM") else [])}
     strange = [name for name in config.modules_to_save or () if name not in allowed]
     if strange:
         raise ConfigError(
@@ -124,13 +126,9 @@ def _why_not(model: ModelConfig, task: str) -> str:
     return ""
 
 
-def _with_modules(config: PromptLearningConfig) -> PromptLearningConfig:
-    added = _HEADS_OF_TASKS.get(str(config.task_type))
-    return (
-        config
-        if added is None
-        else replace(config, modules_to_save=[*(config.modules_to_save or ()), *added, *added])
-    )
+def _with_modules(config: PromptLearningConfig, times: int) -> PromptLearningConfig:
+    added = HEADS_OF_TASKS.get(str(config.task_type), []) * times
+    return replace(config, modules_to_save=[*(config.modules_to_save or ()), *added]) if added else config
 
 
 def _require_sizes(model: ModelConfig, given: PromptLearningConfig, filled: PromptLearningConfig) -> None:

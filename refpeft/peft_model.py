@@ -5,34 +5,24 @@ Follows HF peft 0.21.2 `peft_model.py` and `mapping_func.py`. What a forward pas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 
+from refpeft import adapter, adapters, checkpoint, counts, generation, inputs, masks, task_inputs
 from refpeft import arrays as np
-from refpeft import (
-    checkpoint,
-    fitting,
-    generation,
-    inputs,
-    masks,
-    prefix_encoder,
-    prompt_embedding,
-    task_inputs,
-    tasks,
-)
 from refpeft.arrays import Array, Float, Parameters
-from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
-from refpeft.errors import ConfigError, InputError
+from refpeft.config import PromptLearningConfig
+from refpeft.errors import InputError
 from refpeft.generation import GenerateOutput
 from refpeft.generation_config import as_generation_config
 from refpeft.tasks import Output, extend_labels, forward, get_prompt
-from refpeft.torch_random import Generator
 from refpeft.transformer.block import KeyValue
-from refpeft.transformer.weights import TOKENS, BaseModel, word_embeddings
+from refpeft.transformer.weights import BaseModel
 
 __all__ = ["Output", "PeftModel", "extend_labels", "forward", "get_peft_model", "get_prompt"]
 
@@ -40,17 +30,42 @@ __all__ = ["Output", "PeftModel", "extend_labels", "forward", "get_peft_model", 
 class PeftModel:
     """A frozen base model with a trainable prompt or prefix. Made by `get_peft_model` or `from_pretrained`.
 
+    It can have several adapters, of which one is active (specs/adapters.md).
+
     Attributes:
         base: The frozen base.
-        config: Filled in from the base.
     """
 
-    def __init__(self, base: BaseModel, config: PromptLearningConfig, parameters: Parameters) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        config: PromptLearningConfig,
+        parameters: Parameters,
+        adapter_name: str = adapters.DEFAULT,
+    ) -> None:
         self.base = base
-        self.config = config
-        heads = {name: value for name, value in parameters.items() if name.startswith(tasks.TRAINED)}
-        self._frozen = heads if config.inference_mode else {}
-        self._parameters = {name: value for name, value in parameters.items() if name not in self._frozen}
+        self._adapters = adapters.alone(adapter_name, adapter.of_parameters(config, parameters))
+        self._disabled = False
+
+    @property
+    def config(self) -> PromptLearningConfig:
+        """The active adapter's configuration, filled in from the base: HF's `active_peft_config`."""
+        return self._adapters.config
+
+    @property
+    def peft_config(self) -> dict[str, PromptLearningConfig]:
+        """Every adapter's configuration, by name, in the order in which they came."""
+        return {name: own.config for name, own in self._adapters.every.items()}
+
+    @property
+    def active_adapter(self) -> str:
+        """The name of the adapter whose virtual tokens are used."""
+        return self._adapters.active
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The same as a list of one, as HF has it."""
+        return [self._adapters.active]
 
     def __call__(self, input_ids: Any, attention_mask: Any = None, **inputs: Any) -> Output:
         """Run the adapted model.
@@ -71,8 +86,9 @@ class PeftModel:
         Raises:
             InputError: an input is not one of the task's, or has the wrong shape, dtype or range.
         """
-        checked = self._checked(input_ids=input_ids, attention_mask=attention_mask, **inputs)
-        return forward({**self._frozen, **self._parameters}, self.base, self.config, **checked)  # type: ignore[arg-type]
+        state = self._state()
+        checked = self._checked(state.config, input_ids=input_ids, attention_mask=attention_mask, **inputs)
+        return forward(state.used(), self.base, state.config, **checked)  # type: ignore[arg-type]
 
     def value_and_grad(
         self, input_ids: Any, labels: Any = None, attention_mask: Any = None, **inputs: Any
@@ -80,9 +96,12 @@ class PeftModel:
         """The loss, and its gradient for each trainable parameter under HF's name. The base gets none.
 
         Raises:
-            InputError: as `__call__`; or there is nothing to take a loss of.
+            InputError: as `__call__`; or there is nothing to take a loss of, or nothing that is trained.
         """
-        checked = self._checked(input_ids=input_ids, labels=labels, attention_mask=attention_mask, **inputs)
+        state = self._state()
+        config, used = state.config, state.used()
+        given = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask, **inputs}
+        checked = self._checked(config, **given)
         span = "start_positions" in checked and "end_positions" in checked
         if self.config.task_type == "FEATURE_EXTRACTION":
             raise InputError("FEATURE_EXTRACTION has no loss to differentiate.")
@@ -93,13 +112,16 @@ class PeftModel:
             raise InputError(
                 f"value_and_grad needs {wanted}: without them there is no loss to differentiate."
             )
+        trained = {name: value for name, value in state.trained().items() if len(value)}
+        if not trained:
+            raise InputError("The adapter is disabled, and nothing else is trained: there is no gradient.")
 
         def loss(parameters: Parameters) -> Array:
-            value = forward({**self._frozen, **parameters}, self.base, self.config, **checked).loss  # type: ignore[arg-type]
+            value = forward({**used, **parameters}, self.base, config, **checked).loss  # type: ignore[arg-type]
             assert value is not None  # noqa: S101  (there are labels)
             return value
 
-        return np.value_and_grad(loss, self._parameters)
+        return np.value_and_grad(loss, trained)
 
     def generate(
         self,
@@ -127,14 +149,16 @@ class PeftModel:
         for name in ("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"):
             options.setdefault(name, self.base.config.hf.get(name))
         chosen = as_generation_config(options)
-        checked = self._checked(input_ids=input_ids, attention_mask=attention_mask)
-        parameters = {**self._frozen, **self._parameters}
-        output = generation.generate(parameters, self.base, self.config, **checked, options=chosen)  # type: ignore[arg-type]
+        state = self._state()
+        if self._disabled:
+            adapter.require_no_prompt_behind_encoder(self.config)
+        checked = self._checked(state.config, input_ids=input_ids, attention_mask=attention_mask)
+        output = generation.generate(state.used(), self.base, state.config, **checked, options=chosen)  # type: ignore[arg-type]
         return output if return_dict_in_generate else output.sequences
 
     def get_prompt(self, batch_size: int) -> Array | tuple[KeyValue, ...]:
         """The virtual tokens as the base model gets them; see `refpeft.peft_model.get_prompt`."""
-        return get_prompt(self._parameters, self.config, batch_size, self.base)
+        return get_prompt(self._adapters.used(), self.config, batch_size, self.base)
 
     def prepare_attention_mask(
         self, batch_size: int, attention_mask: Any = None
@@ -144,12 +168,16 @@ class PeftModel:
         return masks.prepare_attention_mask(batch_size, mask, self.config.num_virtual_tokens)
 
     def parameters(self) -> dict[str, Array]:
-        """All of the adapter's parameters: those that are trained, and the heads of a loaded adapter, which HF freezes."""
-        return {**self._frozen, **self._parameters}
+        """All that the active adapter computes with: what is trained, and the heads of a loaded adapter, which HF freezes."""
+        return self._adapters.used()
 
     def trainable_parameters(self) -> dict[str, Array]:
-        """The trainable parameters under HF's names (without the adapter's name), in HF's order."""
-        return dict(self._parameters)
+        """What a loss has gradients for, under HF's names (without the adapter's name), in HF's order."""
+        return self._adapters.trained()
+
+    def trainable_parameter_names(self) -> list[str]:
+        """HF's names of everything with `requires_grad`, all adapters' prompt encoders included (clause AD-7)."""
+        return self._adapters.trainable_names()
 
     def load_trainable_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Replace all trainable parameters, in the base model's dtype.
@@ -157,29 +185,117 @@ class PeftModel:
         Raises:
             InputError: a name is missing or unknown, a shape is wrong, or a value is not finite.
         """
-        expected = {name: value.shape for name, value in self._parameters.items()}
+        expected = {name: value.shape for name, value in self._adapters.trained().items()}
         if set(parameters) != set(expected):
             raise InputError(
                 f"The trainable parameters are {', '.join(expected)}; got {', '.join(sorted(parameters)) or 'none'}. "
                 "Give exactly these, each an array."
             )
-        self._parameters = {
+        new = {
             name: inputs.checked_parameter(parameters[name], name, shape, self.base.dtype)
             for name, shape in expected.items()
         }
+        self._adapters = adapters.with_parameters(self._adapters, new)
+
+    def load_prompt_embeddings(
+        self, prompt_embeddings: Float[Array, "virtual width"], adapter_name: str | None = None
+    ) -> None:
+        """Give a prefix adapter, the active one if none is named, this flat prefix. Clause PX-7.
+
+        Source: HF peft 0.21.2 `tuners/prefix_tuning/model.py`, `PrefixEncoder.load_prompt_embeddings`.
+
+        Raises:
+            ConfigError: the adapter is no prefix, or has a projection.
+            InputError: there is no such adapter; or the shape is not the adapter's.
+        """
+        self._adapters = adapters.with_prefix(self._adapters, adapter_name, prompt_embeddings)
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """How many numbers are trained, and how many there are: HF's counts (clauses AD-7 and AD-8)."""
+        return counts.trainable_and_all(self.base, self._adapters)
+
+    def print_trainable_parameters(self) -> None:
+        """Print both, as HF does."""
+        print(counts.sentence(*self.get_nb_trainable_parameters()))
 
     def num_trainable_parameters(self) -> int:
-        """How many numbers are trained. Source: HF peft 0.21.2 `get_nb_trainable_parameters`."""
-        return sum(int(numpy.prod(value.shape)) for value in self._parameters.values())
+        """How many numbers are trained: the first of `get_nb_trainable_parameters`."""
+        return self.get_nb_trainable_parameters()[0]
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write an adapter that HF peft loads; see `refpeft.checkpoint.save`."""
-        named = self.config.base_model_name_or_path or self.base.config.name_or_path or None
-        parameters = {**self._frozen, **self._parameters}
-        checkpoint.save(directory, replace(self.config, base_model_name_or_path=named), parameters)
+    def add_adapter(self, adapter_name: str, config: PromptLearningConfig, seed: int = 0) -> None:
+        """Add a new adapter of the same method and task, with the values that `torch.manual_seed(seed)` gives HF. Clause AD-1.
+
+        It is not active: `set_adapter` makes it so.
+
+        Raises:
+            InputError: the name is taken, or is none.
+            ConfigError: another method or task; or as `get_peft_model`.
+        """
+        adapters.require_new(self._adapters, adapter_name, config)
+        new = adapter.drawn(self.base, config, seed, first=False)
+        self._adapters = adapters.added(self._adapters, adapter_name, new)
+
+    def load_adapter(self, directory: str | Path, adapter_name: str) -> None:
+        """Add an adapter that HF peft or refpeft wrote, for inference; or give one that is there its weights. Clause AD-5.
+
+        It is not active: `set_adapter` makes it so.
+
+        Raises:
+            InputError, ConfigError: as `add_adapter`.
+            CheckpointError: see `refpeft.checkpoint.load`; or the adapter does not fit.
+        """
+        if adapter_name in self._adapters.every:
+            again = adapter.reloaded(self.base, self._adapters.of(adapter_name), directory)
+            self._adapters = adapters.replaced(self._adapters, adapter_name, again)
+            return
+        config = checkpoint.load_config(directory)
+        adapters.require_new(self._adapters, adapter_name, config)
+        new = adapter.loaded(self.base, config, directory, first=False)
+        self._adapters = adapters.added(self._adapters, adapter_name, new)
+
+    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
+        """Make an adapter the active one; its copy of the head is trained unless `inference_mode`. Clauses AD-2 and AD-3.
+
+        Raises:
+            InputError: there is no such adapter.
+        """
+        self._adapters = adapters.activated(self._adapters, adapter_name, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; if it is the active one, the first of the others becomes active, with a warning. Clause AD-4.
+
+        Raises:
+            InputError: there is no such adapter; or it is the only one, or HF fails.
+        """
+        self._adapters = adapters.deleted(self._adapters, adapter_name)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within it, the model computes and generates without virtual tokens: `with model.disable_adapter(): …`. Clause AD-6.
+
+        Raises:
+            InputError: the task is one for which HF fails.
+        """
+        adapter.require_generating(self.config)
+        before, self._disabled = self._disabled, True
+        try:
+            yield
+        finally:
+            self._disabled = before
+
+    def save_pretrained(self, directory: str | Path, selected_adapters: Sequence[str] | None = None) -> None:
+        """Write adapters that HF peft loads: `default` into `directory`, others into directories below it. Clause AD-5.
+
+        Raises:
+            InputError: a selected adapter is not there.
+            CheckpointError: see `refpeft.checkpoint.save`.
+        """
+        adapters.save(self.base, self._adapters, directory, selected_adapters)
 
     @classmethod
-    def from_pretrained(cls, base: BaseModel, directory: str | Path) -> PeftModel:
+    def from_pretrained(
+        cls, base: BaseModel, directory: str | Path, adapter_name: str = adapters.DEFAULT
+    ) -> PeftModel:
         """Load an adapter that HF peft or refpeft wrote, in inference mode.
 
         As in HF, a loaded adapter can be evaluated and differentiated, but a projection comes back as the flat prefix it
@@ -187,18 +303,24 @@ class PeftModel:
 
         Raises:
             ConfigError, CheckpointError: see `refpeft.checkpoint.load`; or the adapter does not fit the base.
+            InputError: the name is none.
         """
-        config, tensors = checkpoint.load(directory, base.dtype)
-        config = fitting.fitted(base, config)
-        wanted = {checkpoint.TENSOR: fitting.prompt_shapes(config)[prompt_embedding.EMBEDDING]}
-        wanted |= {name: value.shape for name, value in fitting.trained_modules(base, config).items()}
-        return cls(base, config, checkpoint.parameters_from(tensors, wanted, directory))
+        own = adapter.loaded(base, checkpoint.load_config(directory), directory)
+        return cls(base, own.config, {**own.head, **own.prompt}, adapter_name)
 
-    def _checked(self, **given: Any) -> dict[str, Array | None]:
-        return task_inputs.checked(self.base.config, self.config, given)
+    def _state(self) -> adapters.Adapters:
+        """What a call computes with: the adapters, or none while they are disabled."""
+        return adapters.disabled(self.base, self._adapters) if self._disabled else self._adapters
+
+    def _checked(self, config: PromptLearningConfig, **given: Any) -> dict[str, Array | None]:
+        if self._disabled:
+            adapter.require_no_types(given)
+        return task_inputs.checked(self.base.config, config, given)
 
 
-def get_peft_model(base: BaseModel, config: PromptLearningConfig, seed: int = 0) -> PeftModel:
+def get_peft_model(
+    base: BaseModel, config: PromptLearningConfig, seed: int = 0, adapter_name: str = adapters.DEFAULT
+) -> PeftModel:
     """Put a new prompt or prefix on a base model, with the initial values that `torch.manual_seed(seed)` gives HF.
 
     The caller's configuration is left as it is; the model's is filled in from the base (clause CF-3). Values are drawn
@@ -207,34 +329,6 @@ def get_peft_model(base: BaseModel, config: PromptLearningConfig, seed: int = 0)
     Raises:
         ConfigError: the configuration does not fit the base, or has no task type.
     """
-    config = fitting.fitted(base, replace(config, base_model_name_or_path=base.config.name_or_path or None))
-    if (
-        isinstance(config, PromptTuningConfig)
-        and config.prompt_tuning_init == "TEXT"
-        and config.tokenizer_kwargs
-    ):
-        safe = {name: value for name, value in config.tokenizer_kwargs.items() if name != "trust_remote_code"}
-        config = replace(config, tokenizer_kwargs=safe)  # HF drops it here too, and saves what is left
-    try:
-        drawn = _initial_parameters(base, config, Generator(seed))
-    except MemoryError as error:
-        raise ConfigError(
-            f"There is no memory for the parameters of {config.num_virtual_tokens} virtual tokens. Use fewer, or a smaller "
-            "encoder_hidden_size."
-        ) from error
-    return PeftModel(base, config, {**fitting.trained_modules(base, config), **drawn})
-
-
-def _initial_parameters(
-    base: BaseModel, config: PromptLearningConfig, generator: Generator
-) -> dict[str, Array]:
-    """The method's own; see its `initial_parameters`."""
-    like = base.parameters[TOKENS]
-    if isinstance(config, PrefixTuningConfig):
-        return prefix_encoder.initial_parameters(config, generator, like)
-    assert isinstance(config, PromptTuningConfig)  # noqa: S101  (the two classes there are)
-
-    def rows(ids: Array) -> Array:
-        return np.entry(word_embeddings(base, ids[None, :]), 0, 0)
-
-    return prompt_embedding.initial_parameters(config, generator, rows, base.config.vocab_size, like)
+    named = replace(config, base_model_name_or_path=base.config.name_or_path or None)
+    own = adapter.drawn(base, named, seed)
+    return PeftModel(base, own.config, {**own.head, **own.prompt}, adapter_name)

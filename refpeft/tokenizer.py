@@ -25,8 +25,10 @@ MOST_TOKENS = 2**20
 """A text for virtual tokens has dozens of them."""
 
 
-def token_ids(file: Path, text: str, seconds: float = SECONDS) -> list[int]:
+def token_ids(file: Path, text: str, seconds: float = SECONDS, *, max_length: int | None = None) -> list[int]:
     """The ids of `text`, special tokens included, without the padding and truncation that the file asks for.
+
+    `max_length`: cut the text so that there are no more, as HF's `truncation=True` does.
 
     Raises:
         ConfigError: the tokenizers library cannot read the file, or fails, or takes longer or needs more memory than
@@ -42,7 +44,7 @@ def token_ids(file: Path, text: str, seconds: float = SECONDS) -> list[int]:
     quiet = {"RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false", "PYTHONIOENCODING": "utf-8"}
     try:
         process = subprocess.run(  # noqa: S603  (this very module, below)
-            [sys.executable, "-P", "-m", "refpeft.tokenizer", str(file.absolute())],
+            [sys.executable, "-P", "-m", "refpeft.tokenizer", str(file.absolute()), str(max_length or "")],
             input=json.dumps(text).encode(),
             capture_output=True,
             env={**os.environ, **quiet, "PYTHONPATH": path},
@@ -89,7 +91,7 @@ def _limit_memory() -> None:
             resource.setrlimit(getattr(resource, name), (most, most))
 
 
-def _main(file: str) -> None:
+def _main(file: str, max_length: str = "") -> None:
     """What the process does: the text in JSON on standard input, the ids or what went wrong on standard output."""
     _limit_memory()
     from tokenizers import Tokenizer
@@ -99,6 +101,8 @@ def _main(file: str) -> None:
         tokenizer = Tokenizer.from_file(file)
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        if max_length:
+            tokenizer.enable_truncation(int(max_length))
         ids = tokenizer.encode(text).ids
         said = (
             {"ids": ids} if len(ids) <= MOST_TOKENS else {"error": f"it makes {len(ids)} tokens of the text"}
@@ -109,4 +113,4 @@ def _main(file: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(*sys.argv[1:])

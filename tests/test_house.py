@@ -58,6 +58,10 @@ FLOORS = [
     {"transformer", "checkpoint", "inputs"},
     {
         "peft_model",
+        "adapter",
+        "adapters",
+        "counts",
+        "kv_prefix",
         "tasks",
         "task_inputs",
         "fitting",
