@@ -278,9 +278,12 @@ class ModelConfig:
         family = _family(values)
         _refuse_unsupported(family, values)
         read = {row.name: _read(row, values) for row in family.rows}
-        layers = read["num_layers"]
+        layers, labels = read["num_layers"], _num_labels(family, values)
         defaults = {
             row.keys[-1]: row.default for row in family.rows if not any(key in values for key in row.keys)
+        }
+        aliased = {
+            row.keys[-1]: read[row.name] for row in family.rows if any(key in values for key in row.keys[:-1])
         }
         derived = family.derive(read)
         known = {entry.name for entry in fields(cls)}
@@ -288,13 +291,13 @@ class ModelConfig:
         config = cls(
             family=values["model_type"],
             **{"kind": family.kind, **derived},
-            num_labels=_num_labels(family, values),
-            problem_type=_problem_type(values),
+            num_labels=labels,
+            problem_type=_problem_type(values, labels),
             decoder_start_token_id=_start_token(family, values),
             dtype=_dtype(values),
             name_or_path=_name_or_path(values),
         )
-        completed = {**defaults, **copy.deepcopy(dict(values)), "num_hidden_layers": layers}
+        completed = {**defaults, **copy.deepcopy(dict(values)), **aliased, "num_hidden_layers": layers}
         return replace(config, hf=_with_heads(family, completed, config))
 
     @classmethod
@@ -369,11 +372,16 @@ def _num_labels(family: Family, values: Mapping[str, Any]) -> int:
     return int(count)
 
 
-def _problem_type(values: Mapping[str, Any]) -> str | None:
+def _problem_type(values: Mapping[str, Any], labels: int) -> str | None:
     kinds = ("regression", "single_label_classification", "multi_label_classification")
     given = values.get("problem_type")
     if given is not None and given not in kinds:
         raise ConfigError(f"problem_type of the base model must be one of {', '.join(kinds)}, not {given!r}.")
+    if given == "single_label_classification" and labels == 1:
+        raise ConfigError(
+            '`problem_type="single_label_classification"` requires `num_labels > 1`. For binary classification use '
+            '`num_labels=2`, or use `problem_type="regression"` for a single-output regression head.'
+        )
     return given
 
 
