@@ -15,6 +15,7 @@ from refpeft.arrays import Array
 from refpeft.config import PromptLearningConfig, PromptTuningConfig
 from refpeft.errors import InputError
 from refpeft.transformer.config import ModelConfig
+from refpeft.transformer.families import family_of
 
 COMMON = ("input_ids", "attention_mask", "position_ids")
 ACCEPTED = {
@@ -77,6 +78,8 @@ def _positions(
         return None
     if isinstance(config, PromptTuningConfig):
         warnings.warn(POSITIONS, stacklevel=5)
+        return None
+    if config.task_type in ("SEQ_CLS", "TOKEN_CLS") and family_of(model.family).heads_drop_positions:
         return None
     return inputs.checked_positions(value, shape, config.num_virtual_tokens, model)
 

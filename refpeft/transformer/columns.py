@@ -82,6 +82,8 @@ class Family:
     """Canonical parameters, those of each layer with `layers.{layer}.` before their names, and where HF keeps them."""
     heads: Mapping[str, Head] = field(default_factory=dict)
     """HF's heads of classification by task type, as far as HF has such a class of the family."""
+    heads_drop_positions: bool = False
+    """Whether HF's classes for sequences and tokens take positions and do not hand them on (Falcon)."""
     ignored: tuple[str, ...] = ()
     """How tensors begin (or, with a dot before, end) that are buffers or heads nobody adapts."""
     unsupported: Mapping[str, str] = field(default_factory=dict)

@@ -51,7 +51,7 @@ _TIED, _UNTIED = flag("tie_word_embeddings", default=True), flag("tie_word_embed
 _ROPE = (
     Row("rope_parameters", ("rope_parameters",), None, DICTIONARY.or_none()),
     Row("rope_scaling", ("rope_scaling",), None, DICTIONARY.or_none()),
-    Row("rope_theta", ("rotary_emb_base", "rope_theta"), 10000.0, POSITIVE),
+    Row("rope_theta", ("rope_theta",), 10000.0, POSITIVE),
 )
 
 
@@ -80,6 +80,8 @@ def _rotary(read: Read, partial: float | None = None) -> Read:
     read = _heads_divide(read)
     given, theta = read.pop("rope_scaling") or read.pop("rope_parameters") or {}, read.pop("rope_theta")
     read.pop("rope_parameters", None)
+    if partial is None:
+        _require_whole_heads(given)
     parameters = {
         "rope_theta": theta,
         **({} if partial is None else {"partial_rotary_factor": partial}),
@@ -87,6 +89,16 @@ def _rotary(read: Read, partial: float | None = None) -> Read:
     }
     rotary = read_rotary(parameters, read["head_dim"], read["max_position_embeddings"])
     return {**read, "positions": "rotary", "rotary": (rotary,) * read["num_layers"]}
+
+
+def _require_whole_heads(parameters: Read) -> None:
+    """Only GPT-NeoX and Phi turn a part of each head: of the others HF ignores the part, or fails, as the scaling is."""
+    part = parameters.get("partial_rotary_factor", 1.0)
+    if part != 1.0:
+        raise ConfigError(
+            f"rope_parameters['partial_rotary_factor'] of the base model is {part!r}, but HF's model of this family turns whole "
+            "heads by their positions. Leave it out."
+        )
 
 
 def _windows(read: Read, default_types: list[str]) -> Read:
@@ -298,7 +310,7 @@ GPT_NEOX = Family(
         epsilon("layer_norm_eps", default=1e-5),
         flag("use_parallel_residual", default=True),
         flag("attention_bias", default=True),
-        *_ROPE,
+        *(row._replace(keys=("rotary_emb_base",)) if row.name == "rope_theta" else row for row in _ROPE),
         Row("rotary_pct", ("rotary_pct",), 0.25, POSITIVE),
         _UNTIED,
         *special_tokens(None, 0, 2),
@@ -348,16 +360,24 @@ def _falcon(read: Read) -> Read:
     parallel, norms, alibi = read.pop("parallel_attn"), read.pop("num_ln_in_parallel_attn"), read.pop("alibi")
     multi_query, stored, bias = read.pop("multi_query"), read.pop("num_kv_heads") or heads, read.pop("bias")
     stored = stored if grouped else 1 if multi_query else heads
-    read = _inner(_rotary({**read, "num_key_value_heads": heads if grouped else stored}))
+    read = {**read, "num_key_value_heads": heads if grouped else stored}
+    if alibi:  # HF makes rotary frequencies then too, and does not use them
+        read = _heads_divide({name: value for name, value in read.items() if not name.startswith("rope_")})
+    read = _inner(read if alibi else _rotary(read))
     if heads % stored:
         raise ConfigError(
             f"num_kv_heads of the base model is {stored}, which does not divide its {heads} heads."
         )
     norms = 2 if norms is None and grouped else norms
-    if grouped and not parallel and norms != 2:
+    if grouped and not parallel:
         raise ConfigError(
             "parallel_attn of the base model is false, with new_decoder_architecture: HF then has no norm to feed the "
             "feed-forward network with, and fails. Set parallel_attn to true."
+        )
+    if parallel and norms == 2 and not grouped:
+        raise ConfigError(
+            "num_ln_in_parallel_attn of the base model is 2, without new_decoder_architecture: HF then makes two norms, looks for "
+            "one, and fails. Set it to 1."
         )
     return {
         **read,
@@ -409,7 +429,7 @@ FALCON = Family(
         _TIED,
         *special_tokens(None, 11, 11),
     ),
-    derive=_falcon, weights=_falcon_weights, heads=_DECODER_HEADS, unsupported=_NEWER,
+    derive=_falcon, weights=_falcon_weights, heads=_DECODER_HEADS, heads_drop_positions=True, unsupported=_NEWER,
 )  # fmt: skip
 
 # ---------------------------------------------------------------- LLaMA and what is made like it
@@ -608,6 +628,8 @@ def _gemma3(read: Read) -> Read:
         **(read.pop("rope_scaling") or {}),
     }
     near = {"rope_theta": local, **(given.get("sliding_attention") or {})}
+    for parameters in (whole, near):
+        _require_whole_heads(parameters)
     read = _windows(_heads_divide(read), _alternating(read["num_layers"], period))
     kinds = [
         read_rotary(parameters, read["head_dim"], read["max_position_embeddings"])
