@@ -160,6 +160,8 @@ def parameters_from_hf(
             expected.pop("head.bias", None)
     else:
         tied = False
+    if config.kind == "encoder_decoder":
+        _require_one_table(plain, expected[TOKENS][0].name, config, path)
     parameters: dict[str, Array] = {}
     for canonical, (source, shape) in expected.items():
         if source.name not in plain and source.optional:
@@ -188,6 +190,19 @@ def _plain_name(name: str, family: Family) -> str:
     for pattern, new in _RENAMED:
         name = re.sub(pattern, new, name)
     return name
+
+
+def _require_one_table(plain: Mapping[str, Any], table: str, config: ModelConfig, path: Path) -> None:
+    """That both stacks read the one token table: without copies of it where HF ties them, or with equal ones."""
+    for stack in ("encoder", "decoder"):
+        own = plain.get(f"{stack}.embed_tokens.weight")
+        absent = own is None and config.tie_word_embeddings
+        if table in plain and not absent and (own is None or not numpy.array_equal(own, plain[table])):
+            raise CheckpointError(
+                f"The {stack} of '{path}' does not read the token table '{table}', but "
+                f"{'a table of its own' if own is not None else 'one that the file lacks: tie_word_embeddings is false'}. "
+                "refpeft's encoder-decoders have one token table."
+            )
 
 
 def _is_ignored(name: str, family: Family) -> bool:
