@@ -152,6 +152,11 @@ def _require_sizes(model: ModelConfig, given: PromptLearningConfig, filled: Prom
             f"token_dim is {filled.token_dim}, but this base model needs {width}. Leave it out, or was the adapter made for "
             "another base model?"
         )
+    if prefix and model.cuts_prefix and 1 in (model.sliding_windows or ()):
+        raise ConfigError(
+            "sliding_window of the base model is 1: HF's cache then keeps a prefix that its mask has no place for, and fails when "
+            "it runs. Use prompt tuning."
+        )
     enough = (
         (filled.num_layers or 0) >= layers if model.kind == "encoder_decoder" else filled.num_layers == layers
     )
