@@ -1,63 +1,35 @@
-"""The base models of the golden vectors: small GPT-2s whose axes all have different sizes, and one tokenizer.
+"""Makes the base models of the golden vectors (`model_table`), and one tokenizer.
 
 Weights are drawn from fixed seeds and rounded to bfloat16, so that ports in any format start from the same numbers.
 They are larger than HF's initial ones (standard deviation 0.02 makes logits nearly flat and hides mistakes): linear
-maps 1.5/√inputs, embeddings 0.5, norm weights around 1, biases 0.3. None is zero.
+maps 1.5/√inputs, embeddings 0.5, norm weights around 1 (Gemma's, which add 1, around 0), biases 0.3. None is zero.
+A directory may hold the parameters of several of HF's classes.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from model_table import LM, MODELS, Model
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 LICENSE = Path(__file__).resolve().parent.parent / "LICENSE"
 """The text that the tokenizer is trained on: it does not change."""
 TOKENS = 280
 """256 bytes, two special tokens, and the merges."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """How one base model is made."""
-
-    seed: int
-    config: dict[str, Any]
-    """Arguments of `GPT2Config`."""
-    tokenizer: bool = False
-    """Whether the tokenizer stands beside it."""
-
-
-_SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-
-MODELS: dict[str, Model] = {
-    # An odd number of layers, tied head, an inner width of its own.
-    "gpt2-odd": Model(
-        20001,
-        {"vocab_size": 293, "n_positions": 47, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_inner": 34, **_SPECIAL},
-        tokenizer=True,
-    ),
-    # An even number, untied head, inner width 4 · hidden, scores scaled by the layer as well, another epsilon.
-    "gpt2-even": Model(
-        20002,
-        {
-            "vocab_size": 53, "n_positions": 41, "n_embd": 12, "n_layer": 6, "n_head": 4, "n_inner": None,
-            "scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-4,
-            **_SPECIAL,
-        },
-    ),
-    # Multiples of 32, for kernels that need alignment.
-    "gpt2-aligned": Model(
-        20003,
-        {"vocab_size": 128, "n_positions": 160, "n_embd": 64, "n_layer": 3, "n_head": 2, "n_inner": 96, **_SPECIAL},
-    ),
-}  # fmt: skip
-"""Every base model by the name of its directory."""
+_TABLES = (
+    "wte", "wpe", "lm_head", "embed_tokens", "embed_positions", "embed_in", "embed_out", "word_embeddings", "shared",
+    "position_embeddings", "token_type_embeddings",
+)  # fmt: skip
+"""Embeddings, and the heads that are tied to them."""
 
 
 def on_grid(tensor: torch.Tensor) -> torch.Tensor:
@@ -70,31 +42,95 @@ def on_grid(tensor: torch.Tensor) -> torch.Tensor:
 def make_model(name: str, directory: Path) -> None:
     """Write the model `name` as a plain HF directory."""
     recipe = MODELS[name]
-    model = GPT2LMHeadModel(GPT2Config(**recipe.config))
-    generator = torch.Generator().manual_seed(recipe.seed)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(on_grid(_scaled(key, drawn)))
-    model.save_pretrained(directory)
+    if recipe.config["model_type"] == "gpt2" and recipe.classes == (LM,):
+        _make_as_saved(recipe, directory)
+    else:
+        _make_merged(recipe, directory)
     if recipe.tokenizer:
         make_tokenizer(directory)
 
 
-def _scaled(name: str, drawn: torch.Tensor) -> torch.Tensor:
-    module, kind = name.rsplit(".", 1)
-    if kind == "bias":
+def _make_as_saved(recipe: Model, directory: Path) -> None:
+    """What HF saves of the one class."""
+    model = AutoModelForCausalLM.from_config(_config(recipe))
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            parameter.copy_(_drawn(model.config, key, parameter.shape, generator))
+    model.save_pretrained(directory)
+
+
+def _make_merged(recipe: Model, directory: Path) -> None:
+    """The parameters of all classes in one file; what two of them share has one value."""
+    config = _config(recipe)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    models = [kind.from_config(_config(recipe)) for kind in recipe.classes]
+    shapes = [(key, tensor.shape) for model in models for key, tensor in _stored(model)]
+    if _is_t5_1_1(recipe):  # HF makes it with the head tied, but reads another head where a file has one
+        shapes.append(("lm_head.weight", models[0].shared.weight.shape))
+    merged: dict[str, torch.Tensor] = {}
+    for key, shape in shapes:
+        if key not in merged:
+            merged[key] = _drawn(config, key, shape, generator)
+        assert merged[key].shape == shape, f"{key} has two shapes"
+    directory.mkdir(parents=True, exist_ok=True)
+    stored = torch.bfloat16 if recipe.half else torch.float32
+    save_file(
+        {key: tensor.to(stored) for key, tensor in merged.items()},
+        directory / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config.architectures, config.dtype = [type(models[0]).__name__], stored
+    config.save_pretrained(directory)
+    if _is_t5_1_1(recipe):  # HF writes that it is tied
+        path = directory / "config.json"
+        written = {**json.loads(path.read_text()), "tie_word_embeddings": False}
+        path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+
+
+def _is_t5_1_1(recipe: Model) -> bool:
+    return recipe.config["model_type"] == "t5" and recipe.config.get("tie_word_embeddings") is False
+
+
+def _config(recipe: Model) -> Any:
+    return AutoConfig.for_model(**recipe.config)
+
+
+def _stored(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers that HF would save, under the names that a class with a head has for them."""
+    headless = model.base_model is model and type(model).__name__.endswith("Model")
+    prefix = model.base_model_prefix + "." if headless else ""
+    stored = model.state_dict()
+    for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if key in stored and tensor.is_floating_point():
+            yield prefix + key, tensor
+
+
+def _drawn(config: Any, name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return on_grid(_scaled(config, name, drawn))
+
+
+def _scaled(config: Any, name: str, drawn: torch.Tensor) -> torch.Tensor:
+    family, (*modules, kind) = config.model_type, name.split(".")
+    module = modules[-1] if modules else ""
+    if "bias" in kind:
         return drawn * 0.3
-    if module.rsplit(".", 1)[-1].startswith("ln_"):
-        return 1.0 + drawn * 0.25
-    if module.endswith(("wte", "wpe", "lm_head")):
+    if module.startswith("ln_") or "norm" in module.lower():
+        return drawn * 0.25 + (0.0 if family.startswith("gemma") else 1.0)
+    if module == "relative_attention_bias":
+        return drawn
+    if module in _TABLES:
         return drawn * 0.5
-    return drawn * (1.5 / math.sqrt(drawn.shape[0]))  # GPT-2's Conv1D: inputs × outputs
+    inputs = drawn.shape[0 if family == "gpt2" and "h" in modules else 1]  # GPT-2's Conv1D: inputs × outputs
+    if family == "t5" and module == "q":  # T5 does not divide its scores by the root of head_dim
+        inputs *= config.d_kv
+    return drawn * (1.5 / math.sqrt(inputs))
 
 
 def make_tokenizer(directory: Path) -> None:
     """Train a byte-level BPE on the licence, which puts <s> before each text and </s> behind it, and save it."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
