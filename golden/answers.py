@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 import warnings
@@ -11,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from draws import draw, draw_parameters, draw_text, padding_mask
+from draws import draw, draw_inputs, draw_parameters, draw_text, padding_mask
 from hf import (
     Tensors,
     arithmetic,
-    attention_hooks,
     keep_prefix,
     load_base,
-    ordered,
+    results,
     set_parameters,
+    trainable,
     watched,
-    watched_attention,
     without_adapter,
 )
 from peft import (
@@ -34,10 +34,14 @@ from peft import (
 )
 from peft.utils.other import _prepare_prompt_learning_config
 from recipes import Recipe
+from sizes import axis_sizes
+from stages import ordered
 from training import draw_batches, train
 from transformers import AutoConfig, AutoTokenizer, DynamicCache
+from watch import Watch
+from watch_base import watched_attention
 
-from refpeft.oracle.questions import PREFIX, PROMPT
+from refpeft.oracle.questions import INPUTS, PREFIX, PROMPT, is_input_stage
 
 CONFIGS = {PROMPT: PromptTuningConfig, PREFIX: PrefixTuningConfig}
 EMBEDDING = "prompt_encoder.embedding.weight"
@@ -54,8 +58,8 @@ class Answer:
     """The same in plain float32."""
     config: dict[str, Any] | None = None
     """The adapter's configuration as HF fills it in and writes it."""
-    model: dict[str, Any] | None = None
-    """The base model's configuration."""
+    model: Any = None
+    """HF's configuration of the base model."""
     document: dict[str, Any] | None = None
     arguments: dict[str, Any] | None = None
     """The port's arguments, where they are not the recipe's."""
@@ -70,8 +74,8 @@ def answer(recipe: Recipe) -> Answer:
 
 
 def _adapted(recipe: Recipe, dtype: torch.dtype = torch.float32) -> PeftModel:
-    config = CONFIGS[recipe.method](task_type="CAUSAL_LM", **(recipe.config or {}))
-    return get_peft_model(load_base(str(recipe.model), dtype), config).to(dtype).eval()
+    config = CONFIGS[recipe.method](task_type=recipe.task_type, **(recipe.config or {}))
+    return get_peft_model(load_base(str(recipe.model), dtype, recipe.task_type), config).to(dtype).eval()
 
 
 def _written(config: PeftConfig) -> dict[str, Any]:
@@ -83,29 +87,25 @@ def _written(config: PeftConfig) -> dict[str, Any]:
 
 
 def _described(recipe: Recipe, model: PeftModel) -> Answer:
-    return Answer(
-        config=_written(model.peft_config["default"]), model=model.get_base_model().config.to_dict()
-    )
+    return Answer(config=_written(model.peft_config["default"]), model=model.get_base_model().config)
 
 
-def _text_of(inputs: Mapping[str, torch.Tensor]) -> Tensors:
-    return {n: inputs[n] for n in ("input_ids", "attention_mask", "labels", "position_ids") if n in inputs}
+def _text_of(inputs: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Tensors:
+    text = {name: inputs[name] for name in INPUTS if name in inputs}
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in text.items()}
 
 
 def _run(model: PeftModel, inputs: Tensors, dtype: torch.dtype, gradients: bool) -> Tensors:
     """One forward pass of an adapted model, every stage kept; and one back, if gradients are wanted."""
     with arithmetic(dtype), watched(model, inputs["input_ids"].shape[0]) as seen:
-        output = model(**_text_of(inputs))
-        seen["logits"] = output.logits.detach()
-        if "labels" in inputs:
-            seen["loss"] = output.loss.detach()
+        output = model(**_text_of(inputs, dtype))
+        seen |= results(output, model.active_peft_config.task_type)
         if gradients:
             output.loss.backward()
     if gradients:
-        for name, parameter in model.named_parameters():
-            if name.startswith("prompt_encoder."):
-                seen["gradients." + without_adapter(name)] = parameter.grad.detach()
-    return ordered(seen, model.get_base_model().config.n_layer)
+        for name, parameter in trainable(model).items():
+            seen["gradients." + name] = parameter.grad.detach()
+    return ordered(seen)
 
 
 def _forward(recipe: Recipe) -> Answer:
@@ -115,15 +115,14 @@ def _forward(recipe: Recipe) -> Answer:
     model = _adapted(recipe)
     result = _described(recipe, model)
     parameters = draw_parameters(recipe, model, generator)
-    text = draw_text(recipe.text, model.get_base_model().config.vocab_size, generator)
+    text = draw_inputs(recipe, model.get_base_model().config, generator)
     result.inputs = {**{"parameters." + name: value for name, value in parameters.items()}, **text}
     for dtype in (torch.float64, torch.float32):
         model = _adapted(recipe, dtype)
         set_parameters(model, parameters)
         stages = _run(model, result.inputs, dtype, recipe.question == "gradients")
         if recipe.question == "inputs":
-            wanted = ("inputs.", "prompt.", "decoder.embeddings", "decoder.visible")
-            stages = {name: tensor for name, tensor in stages.items() if name.startswith(wanted)}
+            stages = {name: tensor for name, tensor in stages.items() if is_input_stage(name)}
         _store(result, dtype, stages)
     return result
 
@@ -148,40 +147,60 @@ def _prefix_encode(recipe: Recipe) -> Answer:
         with arithmetic(dtype), watched(model, batch_size) as seen:
             keep_prefix(model.get_prompt(batch_size), batch_size, seen.__setitem__)
         detached = {name: tensor.detach() for name, tensor in seen.items()}
-        _store(result, dtype, ordered(detached, model.get_base_model().config.n_layer))
+        _store(result, dtype, ordered(detached))
     return result
 
 
 def _attention(recipe: Recipe) -> Answer:
-    """One `GPT2Attention`, given normed hidden states, a cache that holds the prefix, and HF's additive mask."""
+    """One decoder layer's attention, given normed hidden states, a cache that holds the prefix, and HF's additive mask.
+
+    Rotary positions go on from those of the prefix. Biases of positions (ALiBi, T5) are not asked about.
+    """
     assert recipe.text
     assert recipe.config
-    text, layer, virtual = recipe.text, recipe.arguments["layer"], recipe.config["num_virtual_tokens"]
+    text, virtual = recipe.text, recipe.config["num_virtual_tokens"]
     generator = torch.Generator().manual_seed(recipe.seed)
     config = load_base(str(recipe.model), torch.float32).config
-    heads, width = config.n_head, config.n_embd // config.n_head
-    inputs = {"hidden": draw(generator, 1.0, text.batch, text.tokens, config.n_embd)}
+    sizes = axis_sizes(config)
+    inputs = {"hidden": draw(generator, 1.0, text.batch, text.tokens, sizes["hidden"])}
     for half in ("key", "value") if virtual else ():
-        inputs[f"past.{half}"] = draw(generator, 1.0, text.batch, heads, virtual, width)
+        inputs[f"past.{half}"] = draw(
+            generator, 1.0, text.batch, sizes["kv_heads"], virtual, sizes["head_dim"]
+        )
     causal = torch.ones(text.tokens, virtual + text.tokens, dtype=torch.bool).tril(virtual)
     keys = torch.cat([torch.ones(text.batch, virtual, dtype=torch.int64), padding_mask(text)], dim=1)
     inputs["visible"] = causal[None] & (keys != 0)[:, None, :]
-    result = Answer(inputs=inputs, model=config.to_dict())
+    result = Answer(inputs=inputs, model=config)
     for dtype in (torch.float64, torch.float32):
-        attention = load_base(str(recipe.model), dtype).transformer.h[layer].attn
-        cache = DynamicCache()
-        if virtual:
-            cache.update(inputs["past.key"].to(dtype), inputs["past.value"].to(dtype), layer)
-        minimum = torch.finfo(dtype).min
-        mask = torch.zeros(inputs["visible"].shape, dtype=dtype).masked_fill(~inputs["visible"], minimum)
-        seen: Tensors = {}
-        handles = list(attention_hooks(attention, seen.__setitem__))
-        with arithmetic(dtype), watched_attention(seen.__setitem__):
-            attention(inputs["hidden"].to(dtype), past_key_values=cache, attention_mask=mask[:, None])
-        for handle in handles:
-            handle.remove()
-        _store(result, dtype, ordered({n: t.detach().clone() for n, t in seen.items()}, config.n_layer))
+        _store(result, dtype, _attend(recipe, inputs, dtype))
     return result
+
+
+def _attend(recipe: Recipe, inputs: Tensors, dtype: torch.dtype) -> Tensors:
+    layer, hidden = recipe.arguments["layer"], inputs["hidden"].to(dtype)
+    base, cache, past = load_base(str(recipe.model), dtype), DynamicCache(), 0
+    if "past.key" in inputs:
+        past = inputs["past.key"].shape[2]
+        cache.update(inputs["past.key"].to(dtype), inputs["past.value"].to(dtype), layer)
+    minimum = torch.finfo(dtype).min
+    mask = torch.zeros(inputs["visible"].shape, dtype=dtype).masked_fill(~inputs["visible"], minimum)
+    watch = Watch(base, hidden.shape[0])
+    with arithmetic(dtype), watched_attention(watch, layer) as attention:
+        accepted = inspect.signature(attention.forward).parameters
+        assert "alibi" not in accepted, f"{recipe.model}: what is added for ALiBi is not given"
+        given: dict[str, Any] = {"past_key_values": cache, "layer_past": cache}
+        if hasattr(base.base_model, "rotary_emb"):
+            positions = torch.arange(past, past + hidden.shape[1])[None]
+            types = (
+                getattr(base.config, "layer_types", None) if base.config.model_type == "gemma3_text" else None
+            )
+            given["position_embeddings"] = base.base_model.rotary_emb(
+                hidden, positions, *([types[layer]] if types else [])
+            )
+        given = {name: value for name, value in given.items() if name in accepted}
+        attention(hidden, attention_mask=mask[:, None], **given)
+    kept = {name: tensor for name, tensor in watch.seen.items() if ".attention." in name}
+    return ordered(kept)
 
 
 def _mask(recipe: Recipe) -> Answer:
@@ -198,8 +217,8 @@ def _mask(recipe: Recipe) -> Answer:
 
 
 def _init(recipe: Recipe) -> Answer:
-    config = CONFIGS[recipe.method](task_type="CAUSAL_LM", **(recipe.config or {}))
-    base = load_base(str(recipe.model), torch.float32)
+    config = CONFIGS[recipe.method](task_type=recipe.task_type, **(recipe.config or {}))
+    base = load_base(str(recipe.model), torch.float32, recipe.task_type)
     torch.manual_seed(recipe.arguments["seed"])
     model = get_peft_model(base, config)
     result = _described(recipe, model)
@@ -272,13 +291,13 @@ def _load(recipe: Recipe) -> Answer:
     set_parameters(model, draw_parameters(recipe, model, generator))
     result = _described(recipe, model)
     result.config = None  # the port reads it in the adapter
-    result.inputs = draw_text(recipe.text, model.get_base_model().config.vocab_size, generator)
+    result.inputs = draw_inputs(recipe, model.get_base_model().config, generator)
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             result.adapter[name] = Path(directory, name).read_bytes()
         for dtype in (torch.float64, torch.float32):
-            base = load_base(str(recipe.model), dtype)
+            base = load_base(str(recipe.model), dtype, recipe.task_type)
             loaded = PeftModel.from_pretrained(base, recipe.adapter or directory).to(dtype).eval()
             _store(result, dtype, _run(loaded, result.inputs, dtype, gradients=False))
     return result

@@ -14,8 +14,9 @@ from answers import EMBEDDING, Answer, answer
 from hf import float32_valued
 from numpy.typing import NDArray
 from recipes import Recipe
+from sizes import axis_sizes
+from stages import STAGES, layer_of, stage_axes, template_of
 
-from refpeft.oracle.names import step_of
 from refpeft.oracle.questions import PROMPT, is_required
 from refpeft.oracle.vectors import FORMAT, Case, Kind, Tensor
 
@@ -75,7 +76,10 @@ def make(recipe: Recipe) -> Made:
 
 def _is_kept(recipe: Recipe, name: str) -> bool:
     everything = recipe.stages or recipe.question in ALL_STAGES
-    return everything or is_required(recipe.question, name)
+    layer = (
+        layer_of(name) if recipe.layers and ".layers." in name and not name.startswith("prefix.") else None
+    )
+    return is_required(recipe.question, name) or (everything and (layer is None or layer in recipe.layers))
 
 
 def _arguments(recipe: Recipe) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def _expected(tensor: torch.Tensor) -> NDArray[Any]:
 
 def _tensor(recipe: Recipe, given: Answer, name: str, dims: dict[str, int]) -> Tensor:
     double, single = given.double[name].detach(), given.single[name].detach()
-    kind, axes = _kind(recipe, name), _axes(recipe, name)
+    kind, axes = _kind(recipe, given, name), _axes(recipe, given, name, dims)
     assert [dims[axis] for axis in axes] == list(double.shape), (
         f"{name}: {axes} are not {tuple(double.shape)}"
     )
@@ -115,36 +119,58 @@ def _distance(double: torch.Tensor, single: torch.Tensor) -> float:
 
 
 def _is_computed(recipe: Recipe, name: str) -> bool:
-    """Whether a composite tensor comes out of arithmetic here: an unprojected prefix is a copy."""
+    """Whether a composite tensor comes out of arithmetic here: an unprojected prefix is a copy.
+
+    ALiBi's slopes may be powers of two, and short sums of numbers on the grid are numbers that float32 has.
+    """
     projected = bool((recipe.config or {}).get("prefix_projection")) and not (recipe.config or {}).get(
         "inference_mode"
     )
+    if name.endswith((".alibi", ".typed_embeddings", ".projection_hidden")):
+        return False
     return projected or not name.startswith(("prefix.", "prompt_embeddings"))
 
 
-def _kind(recipe: Recipe, name: str) -> Kind:
+def _kind(recipe: Recipe, given: Answer, name: str) -> Kind:
     if name.startswith("draws."):
         draw = recipe.arguments["draws"][int(name.split(".")[1])]
         return "exact" if draw["kind"] == "randint" else "drawn"
     if name.startswith("parameters."):
-        config = recipe.config or {}
-        copied = config.get("prompt_tuning_init") in ("TEXT", "SAMPLE_VOCAB") and not config.get(
-            "inference_mode"
-        )
-        projected = config.get("prefix_projection") and not config.get("inference_mode")
-        last = "transform.2." in name if projected else EMBEDDING in name
-        zero = config.get("init_weights") == "zero" and last
-        return "exact" if copied or zero else "drawn"
+        return _kind_of_initial(recipe, given, name)
     if name == "prompt_embeddings":
         return "exact" if recipe.method == PROMPT else "composite"
-    step = step_of(name)
-    return step.kind if step else "composite"
+    if name.startswith("base_model."):  # a saved head
+        return "exact"
+    if name == "inputs.embeddings" and "inputs.scaled_embeddings" in given.double:
+        return "elementary"
+    return (
+        STAGES[template_of(name)].kind if template_of(name) in STAGES else _OTHER_KINDS.get(name, "composite")
+    )
 
 
-def _axes(recipe: Recipe, name: str) -> list[str]:
+_OTHER_KINDS: dict[str, Kind] = {"sequences": "tokens"}
+"""Kinds of tensors that are no stages of a forward pass and not composite."""
+
+
+def _kind_of_initial(recipe: Recipe, given: Answer, name: str) -> Kind:
+    config = recipe.config or {}
+    folded = config.get("inference_mode")
+    copied = config.get("prompt_tuning_init") in ("TEXT", "SAMPLE_VOCAB") and not folded
+    projected = config.get("prefix_projection") and not folded
+    last = "transform.2." in name if projected else EMBEDDING in name
+    zero = config.get("init_weights") == "zero" and last
+    if copied and (
+        given.model.model_type.startswith("gemma") or getattr(given.model, "scale_embedding", False)
+    ):
+        return "elementary"  # rows of the table, scaled in float32
+    return "exact" if copied or zero else "drawn"
+
+
+def _axes(recipe: Recipe, given: Answer, name: str, dims: dict[str, int]) -> list[str]:
     if name.startswith("draws."):
         return _draw_axes(recipe, name)
-    table = ["virtual", "token_dim" if recipe.method == PROMPT else "prefix_width"]
+    rows = "virtual_rows" if "virtual_rows" in dims else "virtual"
+    table = [rows, "token_dim" if recipe.method == PROMPT else "prefix_width"]
     if name == "prompt_embeddings":
         return table
     if name.startswith("training."):
@@ -153,7 +179,7 @@ def _axes(recipe: Recipe, name: str) -> list[str]:
     config = recipe.config or {}
     if plain == EMBEDDING:
         projected = config.get("prefix_projection") and not config.get("inference_mode")
-        return ["virtual", "token_dim"] if projected else table
+        return [rows, "token_dim"] if projected else table
     if plain.startswith("prompt_encoder."):
         return {
             "transform.0.weight": ["encoder_hidden", "token_dim"],
@@ -161,9 +187,34 @@ def _axes(recipe: Recipe, name: str) -> list[str]:
             "transform.2.weight": ["prefix_width", "encoder_hidden"],
             "transform.2.bias": ["prefix_width"],
         }[plain.removeprefix("prompt_encoder.")]
-    step = step_of(name)
-    assert step, f"{name} is no stage"
-    return list(step.axes)
+    outer = "embedding" if "embedding" in dims and given.model.model_type == "opt" else "hidden"
+    if plain.startswith("base_model."):
+        return _head_axes(plain, outer)
+    if name in _OTHER_AXES:
+        return _OTHER_AXES[name]
+    return stage_axes(name, dims, outer, _cut_layers(recipe, given))
+
+
+_OTHER_AXES = {
+    "generation.logits": ["batch", "new_tokens", "vocab"],
+    "sequences": ["sequences", "length"],
+    "sequences_scores": ["sequences"],
+}
+"""Axes of the tensors that are no stages of a forward pass."""
+
+
+def _head_axes(name: str, outer: str) -> list[str]:
+    """Of a head's parameter; `outer` is the width of what the head gets."""
+    *_, module, kind = name.split(".")
+    outputs = {"lm_head": "vocab", "dense": "hidden"}.get(module, "labels")
+    return [outputs, outer] if kind == "weight" else [outputs]
+
+
+def _cut_layers(recipe: Recipe, given: Answer) -> dict[int, int]:
+    """The layers whose window cuts the prefix, and how much of it is stored."""
+    virtual = (recipe.config or {}).get("num_virtual_tokens", 0)
+    stored = {layer_of(n): t.shape[2] for n, t in given.double.items() if n.startswith("prefix.layers.")}
+    return {layer: count for layer, count in stored.items() if layer is not None and count < virtual}
 
 
 def _draw_axes(recipe: Recipe, name: str) -> list[str]:
@@ -186,13 +237,14 @@ def _dims(recipe: Recipe, given: Answer) -> dict[str, int]:
     virtual = {**(recipe.config or {}), **recipe.arguments}.get("num_virtual_tokens", 0)
     if virtual:
         dims["virtual"] = virtual
+    if recipe.task_type == "SEQ_2_SEQ_LM" and recipe.method == PROMPT:
+        dims["virtual_rows"] = 2 * virtual
     if recipe.text or "batch_size" in recipe.arguments:
         dims["batch"] = recipe.text.batch if recipe.text else recipe.arguments["batch_size"]
     if recipe.text:
-        tokens, key = recipe.text.tokens, virtual + recipe.text.tokens
-        dims |= {"tokens": tokens, "query": key if recipe.method == PROMPT else tokens, "key": key}
+        dims |= _text_dims(recipe, given, virtual)
     if given.model:
-        dims |= _model_dims(given.model, recipe.question in WITHOUT_MODEL)
+        dims |= _model_dims(recipe, given)
     if recipe.question == "mask":
         del dims["query"]
     if recipe.question == "training":
@@ -203,6 +255,21 @@ def _dims(recipe: Recipe, given: Answer) -> dict[str, int]:
         dims |= {"sequences": sequences, "length": length, "new_tokens": length - dims["tokens"]}
     config = given.config or _saved_config(recipe, given)
     return {**dims, **_config_dims(config)} if config else dims
+
+
+def _text_dims(recipe: Recipe, given: Answer, virtual: int) -> dict[str, int]:
+    """The sizes that depend on the text. The encoder of an encoder-decoder has the axis `encoder_key` alone."""
+    assert recipe.text
+    tokens, prompt = recipe.text.tokens, recipe.method == PROMPT
+    if getattr(given.model, "is_encoder_decoder", False):
+        query = recipe.text.decoder_tokens
+        dims = {"tokens": tokens, "encoder_key": tokens + (virtual if prompt else 0), "decoder_tokens": query}
+        return dims | {"query": query, "key": query + (0 if prompt else virtual)}
+    key = virtual + tokens
+    dims = {"tokens": tokens, "query": key if prompt else tokens, "key": key}
+    for stored in _cut_layers(recipe, given).values():
+        dims |= {"stored_virtual": stored, "window_key": stored + tokens}
+    return dims
 
 
 def _config_dims(config: dict[str, Any]) -> dict[str, int]:
@@ -223,11 +290,15 @@ def _saved_config(recipe: Recipe, given: Answer) -> dict[str, Any] | None:
     return config
 
 
-def _model_dims(config: dict[str, Any], only_heads: bool) -> dict[str, int]:
-    heads, hidden = config["n_head"], config["n_embd"]
-    dims = {"layers": config["n_layer"], "heads": heads, "kv_heads": heads, "head_dim": hidden // heads}
-    if only_heads:
-        return dims
-    inner = config["n_inner"] or 4 * hidden
-    sizes = {"vocab": config["vocab_size"], "intermediate": inner, "positions": config["n_positions"]}
-    return {**dims, "hidden": hidden, "width": hidden, **sizes}
+def _model_dims(recipe: Recipe, given: Answer) -> dict[str, int]:
+    sizes = axis_sizes(given.model)
+    if recipe.question in WITHOUT_MODEL:
+        names = ["layers", "heads", "kv_heads", "head_dim"]
+    else:
+        names = [name for name in sizes if name != "labels"]
+    dims = {name: sizes[name] for name in names}
+    if recipe.task_type in ("SEQ_CLS", "TOKEN_CLS"):
+        dims["labels"] = sizes["labels"]
+    elif recipe.task_type == "QUESTION_ANS":
+        dims["labels"] = 2  # where the answer begins, and where it ends
+    return dims

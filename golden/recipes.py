@@ -26,13 +26,25 @@ class Text:
     padding: str = ""
     """`left`, `right`, `full` (a mask of ones), or nothing: no mask."""
     labels: str = ""
-    """`all`, `some` (a prompt without labels, then a completion), or nothing: no labels."""
+    """Of tokens: `all`, `some` (a prompt without labels, then a completion). Of rows: `classes`, `numbers`, `shares` (one
+    number between 0 and 1 for each class). Of answers: `spans`, `spans-outside` (one of them ends behind the text). Or
+    nothing: no labels."""
     positions: str = ""
     """`cumsum` (counted from the first real token), `given` (others), or nothing."""
     boolean: bool = False
     """Whether the mask is of booleans; else int64."""
     pad: int | None = None
     """A token that stands where the padding is, in the place of a mask."""
+    pads: bool = False
+    """Whether the model's own token to pad with stands where the padding is, and nowhere else."""
+    token_types: bool = False
+    """Whether there are token types: 0 for the first tokens of a row, 1 for the others."""
+    decoder_tokens: int = 0
+    """How many tokens the decoder of an encoder-decoder gets."""
+    decoder_padding: str = ""
+    """Like `padding`, of the decoder's tokens."""
+    decoder_ids: bool = False
+    """Whether the decoder's tokens are the caller's, and not made from the labels."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,10 @@ class Recipe:
     text: Text | None = None
     stages: bool = False
     """Keep every stage, not just what an answer must have."""
+    layers: tuple[int, ...] = ()
+    """Of which layers stages are kept; of all, if none is named."""
     equal_axes: str = ""
+    task_type: str = "CAUSAL_LM"
     on_grid: bool = True
     """Whether real inputs lie on the bfloat16 grid; off it, a port that rounds them to half precision is found."""
 
