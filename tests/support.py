@@ -84,7 +84,7 @@ _HALF_TURNED = {
     "max_position_embeddings": 37,
 }
 _GROUPED = {
-    **_COMMON, "hidden_size": 20, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10, "intermediate_size": 22,
+    **_COMMON, "hidden_size": 18, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10, "intermediate_size": 22,
     "max_position_embeddings": 37, "rope_theta": 100.0,
 }  # fmt: skip
 _ENCODER = {

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support import need
 
 from refpeft.config import PrefixTuningConfig, PromptTuningConfig
@@ -16,6 +14,10 @@ from refpeft.fill_in import fill_in
 from refpeft.transformer.config import ModelConfig
 
 ONE = "an integer from 1 to 2147483648"
+SUPPORTED = (
+    "gpt2, opt, gpt_neox, bloom, gpt_bigcode, falcon, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, phi, bert, "
+    "roberta, electra, t5, bart"
+)
 DEFAULTS = {
     "vocab_size": 50257,
     "n_embd": 768,
@@ -44,7 +46,7 @@ STANDARD = ModelConfig(
     max_position_embeddings=1024,
     activation="gelu_new",
     norm_epsilon=1e-5,
-    scale_attention=True,
+    attention_scale=0.125,
     scale_attention_by_inverse_layer=False,
     tie_word_embeddings=True,
     pad_token_id=None,
@@ -103,7 +105,7 @@ def test_every_key() -> None:
         max_position_embeddings=40,
         activation="relu",
         norm_epsilon=1e-3,
-        scale_attention=False,
+        attention_scale=1.0,
         scale_attention_by_inverse_layer=True,
         tie_word_embeddings=False,
         pad_token_id=0,
@@ -197,8 +199,8 @@ def test_fill_in_sees_the_defaults() -> None:
             {"per_layer_config": {"0": {"n_head": 1}}},
             "per_layer_config of the base model is not supported: refpeft's layers are all alike.",
         ),
-        ({"model_type": "llama"}, "Unknown model_type 'llama' of the base model. Supported: gpt2."),
-        ({"model_type": None}, "Unknown model_type None of the base model. Supported: gpt2."),
+        ({"model_type": "mamba"}, f"Unknown model_type 'mamba' of the base model. Supported: {SUPPORTED}."),
+        ({"model_type": None}, f"Unknown model_type None of the base model. Supported: {SUPPORTED}."),
         (
             {"peft_type": "LORA"},
             "This is the configuration of an adapter (peft_type 'LORA'), not of a base model.",
@@ -211,7 +213,7 @@ def test_what_is_refused(values: dict[str, Any], expected: str) -> None:
 
 def test_no_model_type() -> None:
     assert message(ModelConfig.from_dict, {"n_layer": 2}) == (
-        "The base model's configuration has no model_type, which says how to read it. Supported: gpt2."
+        f"The base model's configuration has no model_type, which says how to read it. Supported: {SUPPORTED}."
     )
 
 
@@ -247,66 +249,7 @@ def test_broken_json(tmp_path: Path) -> None:
     )
 
 
-# The real HF transformers and peft
-
-NAMES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "n_embd",
-    "num_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions",
-    "activation": "activation_function",
-    "norm_epsilon": "layer_norm_epsilon",
-    "scale_attention": "scale_attn_weights",
-    "scale_attention_by_inverse_layer": "scale_attn_by_inverse_layer_idx",
-    "tie_word_embeddings": "tie_word_embeddings",
-    "pad_token_id": "pad_token_id",
-    "bos_token_id": "bos_token_id",
-    "eos_token_id": "eos_token_id",
-    "name_or_path": "name_or_path",
-}
-HEADS = st.sampled_from([1, 2, 3])
-RAW = st.fixed_dictionaries(
-    {"vocab_size": st.integers(60000, 70000)},
-    optional={
-        **dict.fromkeys(["n_embd", "hidden_size"], st.sampled_from([12, 24])),
-        **dict.fromkeys(["n_layer", "num_hidden_layers", "num_layers"], st.integers(1, 9)),
-        **dict.fromkeys(["n_head", "num_attention_heads", "num_key_value_heads"], HEADS),
-        **dict.fromkeys(["n_positions", "max_position_embeddings", "n_inner"], st.integers(1, 9)),
-        **dict.fromkeys(["scale_attn_weights", "scale_attn_by_inverse_layer_idx"], st.booleans()),
-        "layer_norm_epsilon": st.sampled_from([1e-5, 0.0, 0.5]),
-        "pad_token_id": st.none() | st.integers(0, 9),
-        "eos_token_id": st.none() | st.integers(0, 9) | st.lists(st.integers(0, 9), min_size=1),
-        "_name_or_path": st.sampled_from(["", "a"]),
-        "name_or_path": st.sampled_from(["", "b"]),
-    },
-)
-
-
-@pytest.mark.live
-@given(raw=RAW)
-def test_live_gpt2(raw: dict[str, Any]) -> None:
-    transformers = need("transformers")
-    theirs = transformers.GPT2Config(**raw)
-    ours = gpt2(**raw)
-    assert {name: getattr(ours, name) for name in NAMES} == {
-        name: getattr(theirs, key) for name, key in NAMES.items()
-    }
-    assert ours.intermediate_size == (4 * theirs.n_embd if theirs.n_inner is None else theirs.n_inner)
-
-
-@pytest.mark.live
-@pytest.mark.parametrize("name", ["PromptTuningConfig", "PrefixTuningConfig"])
-@given(raw=RAW)
-def test_live_fill_in(name: str, raw: dict[str, Any]) -> None:
-    """What `fill_in` finds in `ModelConfig.hf` is what HF finds in the configuration object."""
-    transformers = need("transformers")
-    peft = need("peft")
-    theirs = getattr(peft, name)(num_virtual_tokens=3)
-    peft.utils.other._prepare_prompt_learning_config(theirs, transformers.GPT2Config(**raw))
-    cls: Any = {"PromptTuningConfig": PromptTuningConfig, "PrefixTuningConfig": PrefixTuningConfig}[name]
-    ours = fill_in(cls(num_virtual_tokens=3), gpt2(**raw).hf)
-    assert ours.to_dict() == theirs.to_dict() | {"num_transformer_submodules": 1}
+# The real HF transformers; fields and `fill_in` of every family in test_configs_of_families.py
 
 
 @pytest.mark.live
