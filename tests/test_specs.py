@@ -7,22 +7,24 @@ import linecache
 import pkgutil
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 
-import numpy
+import families_table
 import pytest
-from support import tiny_base
+from support import METHODS, MODELS, tasks_of, tiny_adapter, tiny_model, tiny_question
 
 import refpeft
+from refpeft.oracle.lint import AXES
+from refpeft.oracle.names import step_of
 from refpeft.oracle.vectors import golden_directory
 from refpeft.steps import STEPS, Step, recording
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECS = ROOT / "specs"
 PAGES = sorted(SPECS.glob("*.md"))
-PREFIXES = ("AT", "CF", "CK", "GN", "JG", "MK", "PO", "PP", "PT", "PX", "TK", "TR", "VF")
+PREFIXES = ("AD", "AT", "CF", "CK", "GN", "JG", "MK", "PO", "PP", "PT", "PX", "TK", "TR", "VF")
 LABEL = re.compile(r"(?<![A-Za-z0-9-])[A-Z]{2}-[0-9]+(?![0-9])")
 TOY = "TY"
 """The prefix of labels that tests make up for steps of their own."""
@@ -119,14 +121,17 @@ def row_for(step: Step) -> list[str]:
     return [step.name, " ".join(step.axes), step.kind, step.clause]
 
 
+STAGES = "| stage | step | axes | kind | clause | what exactly | HF |"
+
+
 def test_the_table_of_stages_is_the_table_of_steps() -> None:
     import_specification()
-    rows = rows_of("| stage | step | axes | kind | clause | what exactly | HF |")
-    recorded = {step.stage: step for step in STEPS.values() if step.stage}
-    assert sorted(row[0] for row in rows) == sorted(recorded)
+    rows = rows_of(STAGES)
+    recorded = {step.name: step for step in STEPS.values() if step.stage}
+    assert sorted(row[1] for row in rows) == sorted(recorded)
     for stage, name, axes, kind, clause, what, source in rows:
-        assert [name, axes, kind, clause] == row_for(recorded[stage])
-        assert source == recorded[stage].source
+        assert [stage, name, axes, kind, clause] == [recorded[name].stage, *row_for(recorded[name])]
+        assert source == recorded[name].source
         assert what
 
 
@@ -144,26 +149,54 @@ def test_every_axis_of_a_step_is_in_the_alphabet() -> None:
     import_specification()
     alphabet = {row[0] for row in rows_of("| axis | size |")}
     assert {axis for step in STEPS.values() for axis in step.axes} <= alphabet
+    assert alphabet >= AXES
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        refpeft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
-        refpeft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, prefix_projection=True),
-    ],
-    ids=["prompt", "prefix"],
-)
-def test_the_table_is_in_the_order_of_computation(config: refpeft.PromptLearningConfig) -> None:
-    adapted = refpeft.get_peft_model(tiny_base(), config)
-    ids = numpy.arange(6).reshape(2, 3)
-    with recording() as stages:
-        adapted(ids, attention_mask=numpy.ones_like(ids), labels=ids)
-    order = [row[0] for row in rows_of("| stage | step | axes | kind | clause | what exactly | HF |")]
-    once = list(dict.fromkeys(name.replace("decoder.layers.", "{stack}.layers.") for name in stages))
-    templates = list(dict.fromkeys(re.sub(r"layers\.[0-9]+\.", "layers.{layer}.", name) for name in once))
-    assert templates == [name for name in order if name in templates]
-    assert len(templates) > 20
+def templates_of(stages: Iterable[str]) -> list[str]:
+    """The stages by the names that the table has, each where it comes first."""
+    found = [step_of(stage) for stage in stages]
+    assert None not in found
+    return list(dict.fromkeys(step.stage for step in found if step))
+
+
+WHERE_FIRST_ASKED = {"{stack}.visible", "{stack}.sliding_visible"}
+"""Computed when the first layer of their kind is, which may come behind a layer of the other kind."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_table_is_in_the_order_of_computation(name: str, method: str) -> None:
+    """Within a stack: what is computed for an encoder, its decoder and their inputs stands in rows of the same names."""
+    family, changes = MODELS[name]
+    base, order = tiny_model(family, **changes), list(dict.fromkeys(row[0] for row in rows_of(STAGES)))
+    for task in tasks_of(family):
+        adapted = tiny_adapter(base, method, task)
+        with recording() as stages:
+            adapted(**tiny_question(adapted))
+        crossing = [stage for stage in stages if ".cross_attention." in stage]
+        others = [stage for stage in stages if ".cross_attention." not in stage]
+        whole = base.config.kind != "encoder_decoder"
+        parts = (
+            [others] if whole else [[x for x in others if x.startswith(s)] for s in ("encoder.", "decoder.")]
+        )
+        for part in (*parts, crossing):
+            found = [name for name in templates_of(part) if name not in WHERE_FIRST_ASKED]
+            assert found == [name for name in order if name in found]
+        assert len(stages) > 30
+
+
+def test_the_tables_of_families_are_those_of_the_code() -> None:
+    """`python tests/families_table.py` writes them anew."""
+    page = families_table.PAGE.read_text(encoding="utf-8")
+    assert [match[2] for match in families_table.BLOCK.finditer(page)] == [
+        "choices", "options", "refused", "heads", "weights",
+    ]  # fmt: skip
+    assert page == families_table.written(page)
+
+
+def test_every_option_of_a_family_changes_something() -> None:
+    for line in families_table.tables()["options"].splitlines()[2:]:
+        assert line.split("|")[5].strip(), line
 
 
 # ---------------------------------------------------------------- the code
@@ -181,11 +214,18 @@ def test_the_code_of_a_page_runs(page: Path) -> None:
         f"golden/{MODEL}, which the pages use, is missing"
     )
     namespace: dict[str, object] = {"__name__": f"specs_{page.stem.replace('-', '_')}"}
+    first: dict[str, object] = {}
+    run(SPECS / "notation.md", *blocks(SPECS / "notation.md")[0], first)
+    namespace["tiny_model"] = first["tiny_model"]  # which that page promises to every page
     for line, block in blocks(page):
-        # An own name for each block, so that a traceback shows the line of the page.
-        name, text = f"{page}:{line}", "\n" * (line - 1) + block
-        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-        exec(compile(text, name, "exec"), namespace)  # noqa: S102  (that is what the pages are for)
+        run(page, line, block, namespace)
+
+
+def run(page: Path, line: int, block: str, namespace: dict[str, object]) -> None:
+    """Execute a block under a name of its own, so that a traceback shows the line of the page."""
+    name, text = f"{page}:{line}", "\n" * (line - 1) + block
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    exec(compile(text, name, "exec"), namespace)  # noqa: S102  (that is what the pages are for)
 
 
 def test_every_clause_but_the_protocols_has_code_that_asserts() -> None:
