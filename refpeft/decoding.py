@@ -72,6 +72,11 @@ class Adapted(NamedTuple):
         """Whether the virtual tokens are keys and values."""
         return isinstance(self.config, PrefixTuningConfig)
 
+    @property
+    def hands_cache(self) -> bool:
+        """Whether HF gets a cache even with use_cache=False: that of a prefix, unless it stands for a disabled adapter."""
+        return self.prefix and self.config.num_virtual_tokens > 0
+
 
 @dataclass(frozen=True)
 class State:
@@ -252,7 +257,7 @@ def advance(
     with recording() if state.steps else nullcontext():
         decoded, cached = forward(adapted, state, fed)
         logits = np.to_host(language_model_logits(adapted.parameters, adapted.base, decoded.hidden)[:, -1])
-    if use_cache or (adapted.behind_encoder and adapted.prefix):
+    if use_cache or (adapted.behind_encoder and adapted.hands_cache):
         return logits, grow(replace(state, past_key_values=decoded.past_key_values, cached=cached))
     return logits, grow(state)
 

@@ -132,10 +132,7 @@ def generate(
             asked; or a token is none.
     """
     adapted = Adapted(parameters, base, config)
-    if config.task_type not in TASKS:
-        raise InputError(
-            f"Only adapters of the task types {' and '.join(TASKS)} generate; this one's is {config.task_type}."
-        )
+    require_task(config)
     options = _with_start(base.config, options or GenerationConfig())
     _check_tokens(base.config, options)
     longest = _checked_length(adapted, input_ids, options)
@@ -149,6 +146,15 @@ def generate(
         return greedy_search(adapted, state, begun, longest, options)
     sequences, scores = beam_search(adapted, state, begun, longest, options)
     return GenerateOutput(returned(sequences), sequences_scores=returned_scores(scores))
+
+
+def require_task(config: PromptLearningConfig) -> None:
+    """Refuse an adapter of a task type whose models do not write."""
+    if config.task_type not in TASKS:
+        raise InputError(
+            f"This adapter is for {config.task_type}, and generates nothing: only those for {' and '.join(TASKS)} do. Call the "
+            "model to get its answer."
+        )
 
 
 def first_length(model: ModelConfig, input_ids: Array) -> int:
@@ -182,11 +188,12 @@ def _check_tokens(model: ModelConfig, options: GenerationConfig) -> None:
 
 def _check_cache(adapted: Adapted, longest: int, options: GenerationConfig) -> None:
     """Refused where HF fails at the second step (specs/stricter.md)."""
-    family = adapted.base.config.family
-    if adapted.prefix and not options.use_cache and longest > 1 and family in KEEPS_CACHE:
+    model = adapted.base.config
+    fails = model.family in KEEPS_CACHE and model.positions in ("learned", "rotary")
+    if adapted.hands_cache and not options.use_cache and longest > 1 and fails:
         raise InputError(
-            f"use_cache=False beside a prefix fails in HF with {family}: its model keeps the cache all the same and is given "
-            "the positions of the whole text for a single token. Leave use_cache out: the tokens are the same."
+            f"use_cache=False beside a prefix fails in HF with {model.family}: its model keeps the cache all the same and is "
+            "given the positions of the whole text for a single token. Leave use_cache out: the tokens are the same."
         )
 
 
@@ -200,7 +207,7 @@ def _checked_length(adapted: Adapted, input_ids: Array, options: GenerationConfi
         return longest
     if adapted.behind_encoder and not adapted.prefix:
         virtual = 0  # they are the encoder's
-    repeated = adapted.behind_encoder and adapted.prefix and not options.use_cache
+    repeated = adapted.behind_encoder and adapted.hands_cache and not options.use_cache
 
     def needed(new: int) -> int:
         """The last token is not fed back."""

@@ -134,18 +134,21 @@ class PeftModel:
         """Continue each row, greedily or with beams; see `refpeft.generation`.
 
         Args:
-            input_ids: As `__call__`. Pad on the left.
-            attention_mask: As `__call__`; inferred from pad_token_id if there is none (GN-1).
+            input_ids: As `__call__`. Pad on the left, unless an encoder reads it.
+            attention_mask: As `__call__`; inferred from pad_token_id if there is none (GN-1), but not for an encoder (GN-9).
             return_dict_in_generate: Return logits or scores too.
-            options: The fields of `refpeft.generation_config.GenerationConfig`; eos_token_id and pad_token_id are the base model's
-                own (config.json) unless they are given, None included.
+            options: The fields of `refpeft.generation_config.GenerationConfig`; tokens that end, fill, begin or are forced are the
+                base model's own (config.json) unless they are given, None included.
 
         Returns:
-            Token ids (batch · num_return_sequences, length), the text's and the new ones.
+            Token ids (batch · num_return_sequences, length), the text's and the new ones; behind an encoder the start token and
+            the new ones.
 
         Raises:
-            InputError: as `__call__`; an option is unknown or wrong; there are too few positions.
+            InputError: as `__call__`; the adapter's task is another than to write; an option is unknown or wrong; there are too
+                few positions.
         """
+        generation.require_task(self.config)
         for name in ("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"):
             options.setdefault(name, self.base.config.hf.get(name))
         chosen = as_generation_config(options)
