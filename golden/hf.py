@@ -20,7 +20,6 @@ from peft import PeftModel
 from sites import find
 from torch.overrides import TorchFunctionMode
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
@@ -117,10 +116,8 @@ def load_base(name: str, dtype: torch.dtype, task_type: str = "CAUSAL_LM") -> An
 @functools.cache
 def _read_base(name: str, task_type: str) -> Any:
     """As HF reads it; asserts that its values are those of the file, all there."""
-    # With ALiBi, Falcon's eager attention adds the bias twice; its default, sdpa, adds it once.
-    attention = "sdpa" if getattr(AutoConfig.from_pretrained(name), "alibi", False) else "eager"
     model, loading = CLASSES[task_type].from_pretrained(
-        name, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+        name, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not loading["missing_keys"], f"{name} lacks {loading['missing_keys']}"
     assert not loading["mismatched_keys"], f"{name}: {loading['mismatched_keys']} have other shapes"

@@ -161,11 +161,14 @@ def _on_softmax(watch: Watch) -> Callable[[tuple[Any, ...], Any], None]:
 
 
 def _on_masked_fill(watch: Watch) -> Callable[[tuple[Any, ...], Any], None]:
-    """Falcon fills the mask into its ALiBi, divided by the root of head_dim."""
+    """Falcon fills the mask into its ALiBi, divided by the root of head_dim, and adds that to the scores.
+
+    It has added ALiBi before, and divided the sum: what it adds altogether is twice as much. Doubling is exact.
+    """
 
     def watcher(args: tuple[Any, ...], result: Any) -> None:
         if watch.config.model_type == "falcon":
-            watch.keep("decoder.alibi", args[0][:, :, 0])
+            watch.keep("decoder.alibi", 2 * args[0][:, :, 0])
 
     return watcher
 

@@ -55,9 +55,9 @@ SIZES_OF_ADAPTERS: dict[tuple[str, str], dict[str, int]] = {
 ATTENTION = "attention.query attention.key attention.value"
 ROTATED = "attention.query_rotated attention.key_rotated"
 NORMED = "attention.query_norm attention.key_norm"
-STATES = "attention.key_states attention.value_states"
-CONTEXT = "attention.context attention.output"
-ATTENDED = f"{STATES} attention.scores attention.weights {CONTEXT}"
+ATTENDED = " ".join(
+    f"attention.{part}" for part in ("key_states", "value_states", "scores", "weights", "context", "output")
+)
 BLOCK = "after_attention post_attention_norm mlp.activation mlp.output output"
 SANDWICH = "attention_output_norm after_attention post_attention_norm mlp.activation mlp.output mlp_output_norm output"
 PARALLEL = "post_attention_norm mlp.activation mlp.output output"
@@ -75,7 +75,7 @@ LAYERS: dict[str, str] = {
     "bloom": f"input_norm {ATTENTION} {ATTENDED} {BLOCK}",
     "falcon": f"input_norm {ATTENTION} {ROTATED} {ATTENDED} {PARALLEL}",
     "falcon-odd": f"input_norm {ATTENTION} {ROTATED} {ATTENDED} mlp.activation mlp.output output",
-    "falcon-alibi": f"input_norm {ATTENTION} {STATES} {CONTEXT} {BLOCK}",
+    "falcon-alibi": f"input_norm {ATTENTION} {ATTENDED} {BLOCK}",
     "gpt-neox": f"input_norm {ATTENTION} {ROTATED} {ATTENDED} {PARALLEL}",
     "gpt-neox-even": f"input_norm {ATTENTION} {ROTATED} {ATTENDED} {BLOCK}",
     "phi": f"input_norm {ATTENTION} {ROTATED} {ATTENDED} mlp.activation mlp.output output",
@@ -260,14 +260,21 @@ def run_unwatched(recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any]:
     return hf.results(output, recipe.task_type)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if not name.endswith("-aligned")])
-@pytest.mark.parametrize("method", METHODS[:2])
-def test_gradients_of_prompts_and_heads(name: str, method: str) -> None:
-    task = tasks_of(name)[min(1, len(tasks_of(name)) - 2)] if len(tasks_of(name)) > 1 else tasks_of(name)[0]
-    made = make(recipe_of(name, task, method, "gradients"))
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        (name, task)
+        for name in MODELS
+        if not name.endswith("-aligned")
+        for task in tasks_of(name)
+        if task in ("SEQ_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM")
+    ],
+)
+def test_gradients_of_prefixes_and_heads(name: str, task: str) -> None:
+    made = make(recipe_of(name, task, "prefix", "gradients"))
     gradients = {n.removeprefix("gradients.") for n in made.expected if n.startswith("gradients.")}
     assert gradients == {n.removeprefix("parameters.") for n in made.inputs if n.startswith("parameters.")}
-    assert task not in ("SEQ_CLS", "TOKEN_CLS") or any(n.startswith("base_model.") for n in gradients)
+    assert any(n.startswith("base_model.") for n in gradients) == (task != "SEQ_2_SEQ_LM")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -303,7 +310,7 @@ def test_the_axes_of_a_model_have_different_sizes(name: str) -> None:
 
 
 def test_falcon_adds_alibi_twice_where_attention_is_eager() -> None:
-    """Why the golden values of Falcon with ALiBi come from HF's default, which is another attention."""
+    """Which the golden values come from; HF's default, sdpa, adds it once."""
     from transformers.models.falcon import modeling_falcon as falcon
 
     ids, make_alibi = torch.arange(3, 15)[None], falcon.build_alibi_tensor
