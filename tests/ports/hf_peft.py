@@ -1,4 +1,4 @@
-"""HF peft itself as a port: torch in plain float32, or in float64 with HF's float32 islands.
+"""HF peft itself as a port: torch in plain float32, in float64 with HF's float32 islands, or in bfloat16.
 
 Written against specs/protocol.md like anybody's port; it shares no code with golden/, so that the vectors are checked by a
 second reading of HF. Run it as `refpeft check -- python tests/ports/hf_peft.py`.
@@ -20,93 +20,52 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.filterwarnings("ignore")
 
+import hf_peft_answers as answers
+import hf_peft_models as models
 import peft
 import torch
+from hf_peft_refusals import refused
 from peft.utils.other import _prepare_prompt_learning_config
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
+from transformers import AutoConfig, get_scheduler
 from transformers.utils import logging
 
 logging.disable_progress_bar()
 torch.set_num_threads(1)
 
-ADAPTER = ".default"
-CONFIGS = {"PROMPT_TUNING": peft.PromptTuningConfig, "PREFIX_TUNING": peft.PrefixTuningConfig}
+DECODERS = (
+    *("gpt2", "opt", "gpt_neox", "bloom", "gpt_bigcode", "falcon", "llama", "mistral", "qwen2", "qwen3"),
+    *("gemma", "gemma2", "gemma3_text", "phi"),
+)
+ENCODERS, ENCODER_DECODERS = ("bert", "roberta", "electra"), ("t5", "bart")
+
+Tensors = dict[str, torch.Tensor]
 
 
-def make_config(values: dict[str, Any]) -> Any:
-    """An adapter_config.json's contents as HF's configuration."""
-    return CONFIGS[values["peft_type"]](**{k: v for k, v in values.items() if k != "peft_type"})
+def forward(request: dict[str, Any], inputs: Tensors) -> Tensors:
+    return answers.forward(models.load_model(request, inputs), inputs)
 
 
-def load_base(request: dict[str, Any]) -> Any:
-    base = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32)
-    return base.to(getattr(torch, request["dtype"])).eval()
-
-
-def load_model(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> Any:
-    """HF's PeftModel with the trainable parameters of the question."""
-    model = peft.get_peft_model(load_base(request), make_config(request["config"]))
-    model = model.to(getattr(torch, request["dtype"])).eval()
-    own = dict(model.named_parameters())
-    for name, value in inputs.items():
-        if name.startswith("parameters."):
-            short = name.removeprefix("parameters.")
-            with torch.no_grad():
-                own[short.replace("prompt_encoder", "prompt_encoder" + ADAPTER)].copy_(value)
-    return model
-
-
-def text(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k: inputs[k] for k in ("input_ids", "attention_mask", "labels", "position_ids") if k in inputs}
-
-
-def cache_tensors(prompt: Any) -> dict[str, torch.Tensor]:
-    """A prefix's cache as stages."""
-    answer = {}
-    for i, layer in enumerate(prompt.layers):
-        answer[f"prefix.layers.{i}.key"], answer[f"prefix.layers.{i}.value"] = layer.keys, layer.values
-    return answer
-
-
-def run_forward(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    output = model(**text(inputs))
-    answer = {"logits": output.logits}
-    if output.loss is not None:
-        answer["loss"] = output.loss
-    if model.active_peft_config.peft_type == "PREFIX_TUNING":
-        answer |= cache_tensors(model.get_prompt(inputs["input_ids"].shape[0]))
-    return answer
-
-
-def forward(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return run_forward(load_model(request, inputs), inputs)
-
-
-def gradients(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    model = load_model(request, inputs)
-    loss = model(**text(inputs)).loss
+def gradients(request: dict[str, Any], inputs: Tensors) -> Tensors:
+    model = models.load_model(request, inputs)
+    loss = model(**answers.text(inputs, model.dtype)).loss
     loss.backward()
-    answer = {"loss": loss}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            answer["gradients." + name.replace(ADAPTER, "")] = parameter.grad
-    return answer
+    return {"loss": loss} | {"gradients." + name: p.grad for name, p in models.parameters(model).items()}
 
 
-def training(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def training(request: dict[str, Any], inputs: Tensors) -> Tensors:
     """Torch's AdamW and clipping, transformers' schedule, in the plain loop."""
-    how, model = request["arguments"], load_model(request, inputs)
-    trained = {name.replace(ADAPTER, ""): p for name, p in model.named_parameters() if p.requires_grad}
+    how, model = request["arguments"], models.load_model(request, inputs)
+    trained = models.parameters(model)
     betas, epsilon = (how["adam_beta1"], how["adam_beta2"]), how["adam_epsilon"]
     decay = how["weight_decay"]
     optimizer = torch.optim.AdamW(trained.values(), how["learning_rate"], betas, epsilon, decay)
     schedule = get_scheduler(how["lr_scheduler_type"], optimizer, how["warmup_steps"], how["max_steps"])
-    batches = text(inputs)
+    batches = answers.text(inputs, model.dtype)
     losses, rates, norms = [], [], []
     for step in range(how["max_steps"]):
         rates.append(schedule.get_last_lr()[0])
-        losses.append(torch.tensor(0.0, dtype=model.dtype))
+        losses.append(torch.tensor(0.0, dtype=torch.promote_types(model.dtype, torch.float32)))
         for micro_batch in range(how["gradient_accumulation_steps"]):
             number = (step * how["gradient_accumulation_steps"] + micro_batch) % len(batches["input_ids"])
             loss = model(**{name: tensor[number] for name, tensor in batches.items()}).loss
@@ -125,7 +84,7 @@ def training(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[s
     return answer | {"trained." + name: p for name, p in trained.items()}
 
 
-def generate(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def generate(request: dict[str, Any], inputs: Tensors) -> Tensors:
     given = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
     options = {
         "do_sample": False,
@@ -134,57 +93,31 @@ def generate(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[s
         "output_scores": True,
     }
     with torch.no_grad():
-        output = load_model(request, inputs).generate(**given, **options, **request["arguments"])
+        output = models.load_model(request, inputs).generate(**given, **options, **request["arguments"])
     answer = {"sequences": output.sequences}
     if request["arguments"].get("num_beams", 1) > 1:
         return answer | {"sequences_scores": output.sequences_scores}
     return answer | {"generation.logits": torch.stack(output.logits, dim=1)}
 
 
-def prefix_encode(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    config = make_config(request["config"])
-    encoder = peft.PrefixEncoder(config).to(getattr(torch, request["dtype"]))
-    named = {
-        k.removeprefix("parameters.prompt_encoder."): v
-        for k, v in inputs.items()
-        if k.startswith("parameters.")
-    }
-    encoder.load_state_dict({k: v.to(getattr(torch, request["dtype"])) for k, v in named.items()})
-    batch, n = request["arguments"]["batch_size"], config.num_virtual_tokens
-    if config.inference_mode:
-        flat = encoder.embedding.weight.repeat(batch, 1, 1)
-    else:
-        flat = encoder(torch.arange(n).expand(batch, -1))
-    heads, layers = config.num_attention_heads, config.num_layers
-    rows = flat.view(batch, n, layers * 2, heads, config.token_dim // heads).permute(2, 0, 3, 1, 4).split(2)
-    answer = {}
-    for i, (key, value) in enumerate(rows):
-        answer[f"prefix.layers.{i}.key"], answer[f"prefix.layers.{i}.value"] = key, value
-    return answer
+def prefix_encode(request: dict[str, Any], inputs: Tensors) -> Tensors:
+    return answers.cache_tensors(models.make_prefix(request, inputs))
 
 
-def init(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def init(request: dict[str, Any], inputs: Tensors) -> Tensors:
     config = dict(request["config"])
     if request["arguments"].get("tokenizer"):
         config["tokenizer_name_or_path"] = str(Path(request["arguments"]["tokenizer"]).parent)
-    base = (
-        AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32)
-        if request["model"]
-        else None
-    )
+    base = models.load_base(request, config["task_type"]) if request["model"] else None
     torch.manual_seed(request["arguments"]["seed"])
     if base is None:
-        encoder = peft.PrefixEncoder(make_config(config))
+        encoder = peft.PrefixEncoder(models.make_config(config))
         return {"parameters.prompt_encoder." + k: v for k, v in encoder.state_dict().items()}
-    model = peft.get_peft_model(base, make_config(config))
-    return {
-        "parameters." + name.replace(ADAPTER, ""): p
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    }
+    model = peft.get_peft_model(base, models.make_config(config))
+    return {"parameters." + name: p for name, p in models.parameters(model).items()}
 
 
-def random(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def random(request: dict[str, Any], inputs: Tensors) -> Tensors:
     torch.manual_seed(request["arguments"]["seed"])
     answer = {}
     for i, draw in enumerate(request["arguments"]["draws"]):
@@ -202,31 +135,18 @@ def random(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[str
     return answer
 
 
-def checkpoint_load(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    model = peft.PeftModel.from_pretrained(load_base(request), request["adapter"])
-    return run_forward(model.to(getattr(torch, request["dtype"])).eval(), inputs)
+def checkpoint_load(request: dict[str, Any], inputs: Tensors) -> Tensors:
+    return answers.forward(models.load_adapter(request), inputs)
 
 
-def checkpoint_save(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> Path:
-    """Saved from a PeftModel on a tiny base of the right sizes: the question names no base model."""
-    config = make_config(request["config"])
-    sizes = {"n_embd": config.token_dim, "n_layer": config.num_layers, "n_head": config.num_attention_heads}
-    base_config = AutoConfig.for_model(
-        "gpt2", vocab_size=8, n_positions=8, bos_token_id=0, eos_token_id=0, **sizes
-    )
-    base = AutoModelForCausalLM.from_config(base_config)
-    base.config.name_or_path = base.name_or_path = config.base_model_name_or_path or ""
-    model = peft.get_peft_model(base, config).to(getattr(torch, request["dtype"]))
-    own = dict(model.named_parameters())
-    for name, value in inputs.items():
-        with torch.no_grad():
-            short = name.removeprefix("parameters.")
-            own[short.replace("prompt_encoder", "prompt_encoder" + ADAPTER)].copy_(value)
-    model.save_pretrained(Path(request["output"]) / "adapter")
+def checkpoint_save(request: dict[str, Any], inputs: Tensors) -> Path:
+    """Embeddings are none of an adapter's; whether HF adds them depends on a base model, which may be a stand-in."""
+    model = models.make_to_save(request, inputs)
+    model.save_pretrained(Path(request["output"]) / "adapter", save_embedding_layers=False)
     return Path(request["output"]) / "adapter"
 
 
-def config_resolve(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+def config_resolve(request: dict[str, Any], inputs: Tensors) -> dict[str, Any]:
     arguments = request["arguments"]
     try:
         with tempfile.TemporaryDirectory() as directory:
@@ -268,6 +188,24 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     return {"tensors": "answer.safetensors"}
 
 
+def explain(request: dict[str, Any], error: Exception) -> dict[str, Any]:
+    """A question that HF itself raises on is skipped; the rest are errors."""
+    shown = {"message": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    try:
+        base = json.loads((Path(request["model"]) / "config.json").read_text())
+        adapter = request["config"] or peft.PeftConfig.from_pretrained(request["adapter"]).to_dict()
+        asked = base["model_type"], request["method"], adapter["task_type"], request["question"]
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        OSError,
+    ):  # no base model, or files that are broken: HF does not decide
+        return {"errored": shown}
+    message = refused(error, *asked)
+    return {"skipped": {"message": message}} if message else {"errored": shown}
+
+
 def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
@@ -277,7 +215,7 @@ def main() -> None:
             answer = {
                 "version": 1,
                 "implementation": {"name": "hf-peft", "language": "python", "version": peft.__version__},
-                "families": ["gpt2"],
+                "families": [*DECODERS, *ENCODERS, *ENCODER_DECODERS],
                 "methods": ["prompt_tuning", "prefix_tuning"],
                 "questions": [*TENSORS, "config.resolve", "checkpoint.save"],
                 "profiles": ["float32", "float64-islands"],
@@ -286,8 +224,7 @@ def main() -> None:
             try:
                 answer = {"seq": request["seq"], **run(request)}
             except Exception as error:
-                shown = {"message": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-                answer = {"seq": request["seq"], "errored": shown}
+                answer = {"seq": request["seq"], **explain(request, error)}
         print(json.dumps(answer), flush=True)
 
 
