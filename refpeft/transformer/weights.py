@@ -152,7 +152,10 @@ def parameters_from_hf(
         tied = config.tie_word_embeddings
         if tied and head in plain:
             tied = numpy.array_equal(plain.setdefault(table, plain[head]), plain[head])
-        absent = not tied and head not in plain and not _wants_language_head(config, plain)
+        bias = expected.get("head.bias")
+        whole = tied and (bias is None or bias[0].optional or bias[0].name in plain)
+        absent = not whole and head not in plain and not _wants_language_head(config, plain)
+        tied = tied and not absent
         if tied or absent:
             del expected[HEAD]
             used.add(head)
