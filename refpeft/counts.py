@@ -35,7 +35,7 @@ def _is_in_class(name: str, base: BaseModel, task_type: str | None) -> bool:
     if name.startswith(_POOLER):
         return task_type == "FEATURE_EXTRACTION" or (head is not None and head.form == "pooler")
     if name.startswith(HEADS):
-        return head is not None and name.startswith(f"{HEADS}{head.module}.")
+        return head is not None and name.removeprefix(HEADS) in tasks.head_tensors(head)
     if name in (HEAD, _FINAL_BIAS):
         language = task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
         buffer = name == _FINAL_BIAS and base.config.kind == "encoder_decoder"

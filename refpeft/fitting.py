@@ -94,7 +94,7 @@ def _require_task(base: BaseModel, config: PromptLearningConfig) -> None:
         raise ConfigError(
             f"HF has no {model.family} model for {task}, so there is no head to train or to compare with."
         )
-    if head is not None and len(tasks.head_parameters(base, head)) != _tensors_of(head.form, bias=head.bias):
+    if head is not None and len(tasks.head_parameters(base, head)) != len(tasks.head_tensors(head)):
         raise ConfigError(
             f"The base model's checkpoint has no complete head '{head.module}' for {task}. Load the model with transformers' "
             f"{_CLASSES[task]} and save it again with save_pretrained(directory)."
@@ -112,10 +112,6 @@ def _require_task(base: BaseModel, config: PromptLearningConfig) -> None:
             f"{', '.join(sorted(allowed)) or 'nothing'} for {task}, and without the others its answers would not be HF's. Leave "
             f"{', '.join(map(repr, strange))} out."
         )
-
-
-def _tensors_of(form: str, *, bias: bool) -> int:
-    return 4 if form == "first_token" else 2 if bias else 1
 
 
 def _why_not(model: ModelConfig, task: str) -> str:

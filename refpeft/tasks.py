@@ -271,18 +271,17 @@ def head_of(base: BaseModel, task_type: str | None) -> Head | None:
     return family_of(base.config.family).heads.get(str(task_type))
 
 
+def head_tensors(head: Head) -> tuple[str, ...]:
+    """HF's names of the tensors of a head, in HF's order."""
+    modules = ("dense.", "out_proj.") if head.form == "first_token" else ("",)
+    kinds = ("weight", "bias") if head.bias else ("weight",)
+    return tuple(f"{head.module}.{module}{kind}" for module in modules for kind in kinds)
+
+
 def head_parameters(base: BaseModel, head: Head) -> dict[str, Array]:
     """The tensors of a head in the base model's checkpoint, under HF's names."""
-    start = f"{HEADS}{head.module}."
-    found = {name[len(HEADS) :]: value for name, value in base.parameters.items() if name.startswith(start)}
-    maps = ("dense.", "out_proj.") if head.form == "first_token" else ("",)
-    wanted = {
-        f"{head.module}.{map_}{kind}"
-        for map_ in maps
-        for kind in ("weight", "bias")
-        if head.bias or kind == "weight"
-    }
-    return {name: value for name, value in found.items() if name in wanted}
+    found = {name: base.parameters.get(HEADS + name) for name in head_tensors(head)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _pooled(base: BaseModel, hidden: Array) -> Array | None:
