@@ -63,15 +63,18 @@ def test_a_clause(topic: str) -> None:
 
 def test_a_question() -> None:
     """Its row of PP-4, the clauses of its cases, and what is welcome besides."""
+    cases = [v.case for v in all_vectors() if v.case.question == "prefix.encode"]
+    about = {label for case in cases for label in case.clauses}
     assert explain("prefix.encode") == (
         "question prefix.encode: virtual tokens to each layer's keys and values\n"
-        "level components; methods prefix_tuning; required: prefix.layers.*; "
-        f"{sum(v.case.question == 'prefix.encode' for v in all_vectors())} cases\n\n"
-        "given: `config`, `arguments.batch_size`; `inputs`: `parameters.*`\n\n"
+        f"level components; methods prefix_tuning; required: prefix.layers.*; {len(cases)} cases\n\n"
+        "given: `config`, `arguments.batch_size`, and where a base model cuts the prefix `arguments.sliding_windows`: each "
+        "layer's window, or null (PX-9); `inputs`: `parameters.*`\n\n"
         "wanted (required in **bold**): **`prefix.layers.{i}.key`** and **`prefix.layers.{i}.value`**, each (batch, "
-        "kv_heads, virtual, head_dim)\n\n"
+        "kv_heads, virtual, head_dim), in a layer with a window w only the last w − 1 virtual tokens; behind an encoder "
+        "(`num_transformer_submodules` 2) those of the decoder's layers (PX-8)\n\n"
         "clauses:\n"
-        + "".join(f"  {clause_title(f'PX-{number}')}\n" for number in range(1, 7))
+        + "".join(f"  {clause_title(label)}\n" for label in clauses() if label in about)
         + "\nwelcome besides, to see where a difference begins:\n"
         "  prefix.projection_hidden\n  prefix.projection_activation\n  prefix.flat\n\n"
         "(specs/protocol.md, PP-4)"
@@ -94,7 +97,7 @@ def test_what_is_welcome_stands_in_the_order_of_computation() -> None:
         "training.gradient_norms",
     ]
     forward = explain("forward")
-    places = [forward.index(f"\n  {stage}\n") for stage in ("prefix.flat", "prefix.layers.{layer}.key", "decoder.visible", "{stack}.layers.{layer}.attention.scores", "decoder.final_norm")]  # fmt: skip
+    places = [forward.index(f"\n  {stage}\n") for stage in ("prefix.flat", "prefix.layers.{layer}.key", "{stack}.visible", "{stack}.layers.{layer}.{attention}.scores", "{stack}.final_norm")]  # fmt: skip
     assert places == sorted(places)
 
 
@@ -176,7 +179,7 @@ def test_a_case() -> None:
         case.id,
         case.title,
         "",
-        "question: forward (logits and loss)",
+        "question: forward (logits, or what the task gives, and loss)",
         f"model: {case.model}",
         f"sizes: {sizes}",
         "expected: logits, loss",
