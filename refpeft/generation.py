@@ -35,9 +35,7 @@ from refpeft.transformer.weights import BaseModel
 
 TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 """The task types whose adapters generate."""
-KEEPS_CACHE = frozenset(
-    {"gpt_bigcode", "opt", "gpt_neox", "llama", "gemma", "gemma2", "gemma3_text", "phi", "falcon"}
-)
+KEEPS_CACHE = frozenset({"gpt_bigcode", "opt", "gpt_neox", "llama", "gemma2", "gemma3_text", "phi", "falcon"})
 """Families whose HF models return the cache that they are given though use_cache is False: the next step fails (GN-3)."""
 _SAMPLE = "transformers generation/utils.py GenerationMixin._sample"
 
