@@ -79,6 +79,12 @@ def _is_kept(recipe: Recipe, name: str) -> bool:
     layer = (
         layer_of(name) if recipe.layers and ".layers." in name and not name.startswith("prefix.") else None
     )
+    if (
+        recipe.question == "prefix.encode"
+        and name == "prefix.flat"
+        and not str(recipe.model).startswith("gpt2")
+    ):
+        return False  # the same numbers as the keys and values
     return is_required(recipe.question, name) or (everything and (layer is None or layer in recipe.layers))
 
 
@@ -252,7 +258,10 @@ def _dims(recipe: Recipe, given: Answer) -> dict[str, int]:
     if recipe.question == "generate":
         sequences, length = given.double["sequences"].shape
         del dims["query"], dims["key"]
-        dims |= {"sequences": sequences, "length": length, "new_tokens": length - dims["tokens"]}
+        before = (
+            dims["tokens"] if dims.pop("decoder_tokens", None) is None else 1
+        )  # behind an encoder, the start token
+        dims |= {"sequences": sequences, "length": length, "new_tokens": length - before}
     config = given.config or _saved_config(recipe, given)
     return {**dims, **_config_dims(config)} if config else dims
 
@@ -294,6 +303,10 @@ def _model_dims(recipe: Recipe, given: Answer) -> dict[str, int]:
     sizes = axis_sizes(given.model)
     if recipe.question in WITHOUT_MODEL:
         names = ["layers", "heads", "kv_heads", "head_dim"]
+        if any(
+            name.startswith("base_model.") for name in given.double
+        ):  # a head is saved beside the virtual tokens
+            names.append("hidden")
     else:
         names = [name for name in sizes if name != "labels"]
     dims = {name: sizes[name] for name in names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from family_recipes import FAMILY_RECIPES
 from generation import GENERATION_RECIPES
 from recipes import FOLDED, MODEL_RECIPES, PROJECTED, SQUARE, SQUARE_EVEN, ZERO, Recipe, Text
 from training import RECIPES as TRAINING
@@ -209,5 +210,6 @@ _CONFIGS = (
 
 RECIPES: tuple[Recipe, ...] = (
     *_CONFIGS, *_RANDOM, *_INIT, *_MASKS, *_ENCODE, *_ATTENTION, *MODEL_RECIPES, *TRAINING, *GENERATION_RECIPES,
+    *FAMILY_RECIPES,
 )  # fmt: skip
 """Every recipe, from the least that a port can do to the most."""

@@ -3,6 +3,7 @@
 python golden/generate.py              make everything anew: models, vectors, floors, manifest
 python golden/generate.py --check      make the values anew and compare them with the stored ones
 python golden/generate.py --manifest   only write manifest.json again
+python golden/generate.py --against installed    ask another release of HF, and say what it answers otherwise
 """
 
 from __future__ import annotations
@@ -203,6 +204,9 @@ def main() -> int:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--check", action="store_true", help="compare with the stored vectors")
     choice.add_argument("--manifest", action="store_true", help="only write manifest.json again")
+    choice.add_argument(
+        "--against", choices=["installed"], help="what the installed release of HF answers otherwise"
+    )
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)
     transformers.utils.logging.set_verbosity_error()
@@ -211,6 +215,13 @@ def main() -> int:
     if arguments.manifest:
         write_atomically(GOLDEN / MANIFEST, manifest())
         print("manifest.json written")
+        return 0
+    if arguments.against:
+        from against import changes, report  # which asks HF when it is imported
+
+        with inside(GOLDEN / "models"):
+            print(report(list(changes(RECIPES, GOLDEN / "vectors"))))
+        print(f"{time.perf_counter() - start:.0f} s")
         return 0
     if arguments.check:
         problems = check()

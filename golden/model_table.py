@@ -40,8 +40,8 @@ class Model:
 
     @property
     def half(self) -> bool:
-        """Whether its file is in bfloat16, as most checkpoints are: the aligned models of the families beside GPT-2."""
-        return self.config["vocab_size"] == _ALIGNED["vocab_size"] and self.config["model_type"] != "gpt2"
+        """Whether its file is in bfloat16, as most checkpoints are; in float32, the first of each family, and all of GPT-2."""
+        return self.config["model_type"] != "gpt2" and self.config["vocab_size"] != _ODD["vocab_size"]
 
 
 _GPT2 = {
@@ -229,7 +229,7 @@ _ROTARY = {
     ),
     "mistral-aligned": Model(
         20172,
-        {"model_type": "mistral", **_ALIGNED, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+        {"model_type": "mistral", **_ALIGNED, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32,
          "intermediate_size": 96, "max_position_embeddings": 64, "sliding_window": 4, **_rope()},
     ),
     "qwen2-aligned": Model(
@@ -267,12 +267,12 @@ _GEMMA = {
     ),
     "gemma-aligned": Model(
         20202,
-        {"model_type": "gemma", **_ALIGNED, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+        {"model_type": "gemma", **_ALIGNED, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32,
          "intermediate_size": 96, "max_position_embeddings": 64, **_rope()},
     ),
     "gemma3-aligned": Model(
         20222,
-        {"model_type": "gemma3_text", **_ALIGNED, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+        {"model_type": "gemma3_text", **_ALIGNED, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32,
          "intermediate_size": 96, "max_position_embeddings": 64, "sliding_window": 4, "query_pre_attn_scalar": 40,
          "layer_types": ["sliding_attention"],
          "rope_parameters": {
@@ -322,7 +322,7 @@ _ENCODERS = {
         20312, {"model_type": "roberta", **_BERT_ALIGNED, "max_position_embeddings": 51}, (SEQUENCE, TOKEN)
     ),
     "electra-aligned": Model(
-        20322, {"model_type": "electra", **_BERT_ALIGNED, "embedding_size": 32}, (SEQUENCE, TOKEN)
+        20322, {"model_type": "electra", **_BERT_ALIGNED, "embedding_size": 192}, (SEQUENCE, TOKEN)
     ),
     # Padding has a row of its own in the table of positions.
     "roberta-odd": Model(

@@ -12,7 +12,7 @@ from refpeft.errors import ConfigError
 from refpeft.rules import DICTIONARY, SIZE
 
 _SIZE_KEYS = {
-    "num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
+    "num_layers": ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers"),
     "token_dim": ("hidden_size", "n_embd", "d_model"),
     "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"),
 }
@@ -45,8 +45,9 @@ def fill_in(config: Config, base_config: Mapping[str, Any]) -> Config:
 
     How others differ: HF changes `config` itself. Given a configuration *object*, HF asks first for its
     attribute `num_hidden_layers`, which transformers maps to `n_layer` for GPT-2, to the encoder's layers for
-    T5 and BART. For GPT-2 the `config.json` gives the same; for classes that derive the number from other keys
-    (BART's relatives), the caller has to give `num_layers`. HF also sets `encoder_hidden_size`
+    T5 and BART. The `config.json` gives the same: `encoder_layers` is the last key here because HF's class of
+    BART has no other; for classes that derive the number from other keys still, the caller has to give
+    `num_layers`. HF also sets `encoder_hidden_size`
     on a PromptTuningConfig, where it is no field: never used, never written. Ports forget that step 2
     overwrites, or do step 3 before it.
     """

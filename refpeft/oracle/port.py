@@ -33,6 +33,7 @@ from refpeft.oracle.protocol import (
 from refpeft.oracle.questions import METHODS, QUESTIONS, Answer, Arithmetic, Ask
 from refpeft.oracle.reply import Port, PortError, Reply, read_abilities, read_reply
 from refpeft.oracle.system import standard_output_to_error
+from refpeft.transformer.families import FAMILIES
 
 
 class ObjectPort:
@@ -105,7 +106,7 @@ class ReferencePort:
         self.abilities = StartAnswer(
             version=VERSION,
             implementation=Implementation("refpeft", "python", __version__),
-            families=["gpt2"],
+            families=list(FAMILIES),
             methods=list(METHODS),
             questions=list(QUESTIONS),
             profiles=["float32", "float64"],

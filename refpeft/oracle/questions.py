@@ -200,7 +200,7 @@ def _prefix_encode(ask: Ask, arithmetic: Arithmetic) -> Answer:
 
 
 def _attention(ask: Ask, arithmetic: Arithmetic) -> Answer:
-    """One layer's self-attention: positions for those that turn, a bias for those that add one."""
+    """One layer's self-attention: positions go on from those of the prefix, for those that turn by them."""
     base, layer = _model(ask, arithmetic), int(ask.arguments["layer"])
     name = ask.arguments.get("stack", "encoder" if base.config.kind == "encoder" else "decoder")
     config, parameters = base.config.stack(name), base.parameters
@@ -210,8 +210,10 @@ def _attention(ask: Ask, arithmetic: Arithmetic) -> Answer:
     past = (given["past.key"], given["past.value"]) if "past.key" in given else None
     rotation = None
     if config.rotary:
-        rotation = rotary.angles(config.rotary[layer], ask.inputs["position_ids"], given["hidden"])
-    around = block.Surroundings(ask.inputs["visible"], rotation, given.get("bias"))
+        before = 0 if past is None else past[0].shape[2]
+        ids = arrays.arange(given["hidden"].shape[1], like=given["hidden"])[None] + before
+        rotation = rotary.angles(config.rotary[layer], ids, given["hidden"])
+    around = block.Surroundings(ask.inputs["visible"], rotation)
     with recording(arithmetic.into) as stages, scope(stack=name, layer=layer):
         own = stack.layer_parameters(parameters, layer)
         block.self_attention(own, config, layer, given["hidden"], past, around)

@@ -38,7 +38,7 @@ class Decisions:
     derivation: str
     """How that came about."""
     prompt: int
-    """The text's length."""
+    """The length of what stands before the new tokens: the text, or a decoder's start token."""
     beams: bool
     ended: NDArray[Any]
     """(sequences, new_tokens): the row had ended before."""
@@ -49,6 +49,8 @@ class Decisions:
         with choices.recorded() as made:
             sequences = questions.answer(ask).tensors[TOKENS]
         options, prompt = as_generation_config(dict(ask.arguments)), ask.inputs["input_ids"].shape[1]
+        if (ask.config or {}).get("task_type") == "SEQ_2_SEQ_LM":
+            prompt = 1  # a decoder behind an encoder begins with its start token
         ends = numpy.isin(sequences[:, prompt:], options.eos_token_ids)
         ended = numpy.concatenate([numpy.zeros_like(ends[:, :1]), ends.cumsum(axis=1)[:, :-1] > 0], axis=1)
         if options.num_beams == 1:

@@ -29,6 +29,8 @@ class Validity:
     """(batch, new_tokens), True where what led to a generated token is decided (JG-9); None if nothing was generated."""
     sequences: NDArray[Any] | None = None
     """(sequences), likewise for whole sequences of a beam search."""
+    encoder: NDArray[Any] | None = None
+    """(batch, encoder_key), True for what an encoder before the decoder was given that is no padding."""
 
     @classmethod
     def of(cls, ask: Ask) -> Validity:
@@ -38,14 +40,27 @@ class Validity:
         prompts = config.get("peft_type") == "PROMPT_TUNING" and ask.method != PREFIX
         given = ask.arguments if ask.question == "mask" else config  # that question has no configuration
         virtual = int(given.get("num_virtual_tokens") or 0)
+        if config.get("task_type") == "SEQ_2_SEQ_LM" and ask.question != "generate":
+            return cls._behind_encoder(ask, virtual, prompts=prompts)
         if mask is None or ask.question in ("mask", "training"):
             return cls(None, virtual, prompts)
-        labels = ask.inputs.get("labels")
-        predicting = None
-        if labels is not None:
-            counted = numpy.asarray(labels) != IGNORE_INDEX
-            predicting = numpy.concatenate([counted[:, 1:], numpy.zeros_like(counted[:, :1])], axis=1)
-        return cls(numpy.asarray(mask) != 0, virtual, prompts, predicting)
+        seen = numpy.asarray(mask) != 0
+        return cls(seen, virtual, prompts, _predicting(ask, seen, virtual if prompts else 0))
+
+    @classmethod
+    def _behind_encoder(cls, ask: Ask, virtual: int, *, prompts: bool) -> Validity:
+        """SEQ_2_SEQ_LM: queries and keys are the decoder's, with a mask of its own; a prompt is before the encoder's text."""
+        masks = {name: ask.inputs.get(name) for name in ("attention_mask", "decoder_attention_mask")}
+        seen = {name: None if mask is None else numpy.asarray(mask) != 0 for name, mask in masks.items()}
+        encoder, decoder, labels = (
+            seen["attention_mask"],
+            seen["decoder_attention_mask"],
+            ask.inputs.get("labels"),
+        )
+        if encoder is not None and prompts:
+            encoder = numpy.concatenate([numpy.ones((len(encoder), virtual), bool), encoder], axis=1)
+        predicting = None if decoder is None or labels is None else numpy.asarray(labels) != IGNORE_INDEX
+        return cls(decoder, 0 if prompts else virtual, False, predicting, encoder=encoder)
 
     def of_tensor(self, axes: Sequence[str], shape: tuple[int, ...]) -> NDArray[Any]:
         """True where an element of a tensor with these axes counts."""
@@ -54,6 +69,8 @@ class Validity:
             return numpy.asarray(counted & self.new_tokens[:, :, None])
         if self.sequences is not None and tuple(axes) == ("sequences",):
             return numpy.asarray(counted & self.sequences)
+        if self.encoder is not None and "batch" in axes and "query" not in axes:
+            counted = _narrowed(counted, self.encoder, axes, "encoder_key")
         if self.mask is None or "batch" not in axes:
             return counted
         rows = self.mask.shape[0]
@@ -66,10 +83,7 @@ class Validity:
                 [ahead, self.mask], axis=1
             )  # key and value states; scores and weights keep their masked keys
         for axis, valid in along.items():
-            if axis in axes and valid.shape == (shape[axes.index("batch")], shape[axes.index(axis)]):
-                view = [1] * len(shape)
-                view[axes.index("batch")], view[axes.index(axis)] = valid.shape
-                counted = counted & valid.reshape(view)
+            counted = _narrowed(counted, valid, axes, axis)
         return counted
 
     def words(self, axes: Sequence[str], index: tuple[int, ...]) -> str:
@@ -112,7 +126,39 @@ class Validity:
         return f"{start}token {token}{' (the first)' if token == 0 else ''}"
 
 
+def _narrowed(counted: NDArray[Any], valid: NDArray[Any], axes: Sequence[str], axis: str) -> NDArray[Any]:
+    """What counts of a tensor, where `valid` (batch, axis) says so; unchanged if it has no such axis."""
+    shape = counted.shape
+    if axis not in axes or valid.shape != (shape[axes.index("batch")], shape[axes.index(axis)]):
+        return counted
+    view = [1] * len(shape)
+    view[axes.index("batch")], view[axes.index(axis)] = valid.shape
+    return numpy.asarray(counted & valid.reshape(view))
+
+
+def _predicting(ask: Ask, mask: NDArray[Any], ahead: int) -> NDArray[Any] | None:
+    """Which positions, padding too, something is taken from: the loss, the pooled position, the ends of an answer.
+
+    `ahead`: so many virtual tokens stand among the labels of TOKEN_CLS.
+    """
+    task, labels = (ask.config or {}).get("task_type"), ask.inputs.get("labels")
+    if task == "QUESTION_ANS":
+        return numpy.ones_like(mask)  # the softmax is over all of them
+    if task == "SEQ_CLS":
+        last = numpy.zeros_like(mask)
+        last[:, -1] = ahead > 0  # a decoder pools it whatever it is
+        return last
+    if labels is None:
+        return None
+    counted = numpy.asarray(labels) != IGNORE_INDEX
+    if task == "TOKEN_CLS":
+        return counted[:, ahead:]
+    return numpy.concatenate([counted[:, 1:], numpy.zeros_like(counted[:, :1])], axis=1)
+
+
 def _expanded_mask(ask: Ask) -> NDArray[Any] | None:
     """The mask that `generate` begins with, inferred if none is given, each row once for each beam; None if all ones."""
+    if (ask.config or {}).get("task_type") == "SEQ_2_SEQ_LM":
+        return None  # what is added stands behind a start token, unmasked
     options = as_generation_config(dict(ask.arguments))
     return begin(ask.inputs["input_ids"], ask.inputs.get("attention_mask"), options)[1].attention_mask
