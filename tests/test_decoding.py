@@ -6,10 +6,21 @@ from typing import Any
 
 import numpy
 import pytest
+from support import VIRTUAL, tiny_adapter, tiny_model
 
 from refpeft import decoding
-from refpeft.decoding import GenerationConfig, State, as_generation_config, begin, grow, largest
+from refpeft.decoding import (
+    Adapted,
+    GenerationConfig,
+    State,
+    as_generation_config,
+    begin,
+    begin_behind_encoder,
+    grow,
+    largest,
+)
 from refpeft.errors import InputError
+from refpeft.steps import recording
 
 IDS = numpy.array([[7, 7, 5, 9], [3, 5, 7, 9]])
 
@@ -44,6 +55,15 @@ IDS = numpy.array([[7, 7, 5, 9], [3, 5, 7, 9]])
             "num_return_sequences (3) must not exceed num_beams (2): each returned sequence is a beam. Raise num_beams.",
         ),
         (
+            {"decoder_start_token_id": [1]},
+            "decoder_start_token_id must be the id of a token, or None, got [1].",
+        ),
+        ({"forced_bos_token_id": 1.5}, "forced_bos_token_id must be the id of a token, or None, got 1.5."),
+        (
+            {"forced_eos_token_id": "</s>"},
+            "forced_eos_token_id must be the id of a token, a list of such, or None, got '</s>'.",
+        ),
+        (
             {"top_k": 5, "do_sample": True},
             (
                 "generate does not take do_sample, top_k. It decodes greedily or with beams, with a growing cache, and takes "
@@ -64,6 +84,9 @@ def test_one_end_several_or_none() -> None:
     assert GenerationConfig().eos_token_ids == ()
     assert GenerationConfig(eos_token_id=3).eos_token_ids == (3,)
     assert GenerationConfig(eos_token_id=[3, 5]).eos_token_ids == (3, 5)
+    assert GenerationConfig().forced_eos_token_ids == ()
+    assert GenerationConfig(forced_eos_token_id=3).forced_eos_token_ids == (3,)
+    assert GenerationConfig(forced_eos_token_id=(3, 5)).forced_eos_token_ids == (3, 5)
 
 
 def test_numbers_of_numpy_become_pythons() -> None:
@@ -86,10 +109,17 @@ def test_how_many_tokens_are_added() -> None:
     assert GenerationConfig(max_length=8).new_tokens(5, 9) == 3
     assert GenerationConfig().new_tokens(5, 100) == 20
     assert GenerationConfig().new_tokens(5, 9) == 4
+    assert GenerationConfig().new_tokens(5, None) == 20
+    assert GenerationConfig(max_length=8).new_tokens(5, None) == 3
     with pytest.raises(InputError) as caught:
         GenerationConfig(max_length=5).new_tokens(5, 9)
     assert str(caught.value) == (
         "The text has 5 tokens, and max_length is 5: nothing can be added. Give max_new_tokens."
+    )
+    with pytest.raises(InputError) as caught:
+        GenerationConfig(max_length=1).new_tokens(1, None, "The decoder begins with")
+    assert str(caught.value) == (
+        "The decoder begins with 1 token, and max_length is 1: nothing can be added. Give max_new_tokens."
     )
 
 
@@ -137,6 +167,7 @@ def test_a_step_adds_one_entry_that_is_seen_behind_the_last_position() -> None:
     assert state.position_ids.tolist() == [[0, 0, 1, 2], [0, 1, 0, 1]]
     assert state.steps == 1
     assert grow(State(None, numpy.array([[0, 1]]))).attention_mask is None
+    assert grow(State()) == State(steps=1)
 
 
 def test_a_steps_mask_and_positions() -> None:
@@ -152,6 +183,44 @@ def test_a_steps_mask_and_positions() -> None:
     assert moved.tolist() == [[3], [4]]
 
 
+def test_everything_is_fed_unless_a_cache_holds_it() -> None:
+    assert decoding.fed_tokens(IDS, behind_cache=False, use_cache=True) is IDS
+    assert decoding.fed_tokens(IDS, behind_cache=True, use_cache=True).tolist() == [[9], [9]]
+    assert decoding.fed_tokens(IDS, behind_cache=True, use_cache=False) is IDS  # HF's mistake, GN-10
+
+
+# ---------------------------------------------------------------- behind an encoder
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_the_encoder_reads_each_row_once(family: str, method: str) -> None:
+    """Its states and mask are then repeated for each beam; a prompt's virtual tokens stand before the text."""
+    adapted = tiny_adapter(tiny_model(family), method)
+    given = Adapted(adapted.parameters(), adapted.base, adapted.config)
+    mask = numpy.array([[0, 1, 1, 1], [1, 1, 1, 1]])
+    options = GenerationConfig(num_beams=2, decoder_start_token_id=6)
+    with recording() as stages:
+        ids, state = begin_behind_encoder(given, IDS, mask, options)
+    assert ids.tolist() == [[6]] * 4
+    virtual = VIRTUAL if method == "prompt" else 0
+    assert stages["encoder.final_norm" if family == "t5" else "encoder.layers.2.output"].shape[0] == 2
+    assert state.encoder_mask is not None
+    assert state.encoded is not None
+    assert state.encoder_mask.tolist() == [[1] * virtual + row for row in mask.tolist() for _ in range(2)]
+    assert state.encoded.shape[:2] == (4, virtual + 4)
+    assert (state.encoded[0] == state.encoded[1]).all()
+    assert (state.encoded[0] != state.encoded[2]).any()
+    assert (state.attention_mask, state.position_ids, state.past_key_values) == (None, None, None)
+    assert begin_behind_encoder(given, IDS, None, options)[1].encoder_mask is None  # nothing is inferred
+
+
+def test_the_decoder_begins_with_one_token() -> None:
+    start = decoding.decoder_start(3, 5)
+    assert start.tolist() == [[5], [5], [5]]
+    assert start.dtype == numpy.int64
+
+
 # ---------------------------------------------------------------- scores
 
 
@@ -163,6 +232,31 @@ def test_ends_are_forbidden_until_there_are_enough_tokens() -> None:
     assert decoding.process_scores(scores, 2, 2, (0, 2)).tolist() == scores.tolist()
     assert decoding.process_scores(scores, 0, 2, ()).tolist() == scores.tolist()
     assert decoding.process_scores(scores, 0, None, (0,)).tolist() == scores.tolist()
+
+
+@pytest.mark.parametrize(
+    ("length", "last_step", "options", "possible"),
+    [
+        (1, False, {"forced_bos_token_id": 2}, [2]),
+        (2, False, {"forced_bos_token_id": 2}, None),
+        (2, True, {"forced_bos_token_id": 2}, None),
+        (2, False, {"forced_eos_token_id": 0}, None),
+        (2, True, {"forced_eos_token_id": 0}, [0]),
+        (2, True, {"forced_eos_token_id": [0, 2]}, [0, 2]),
+        (1, True, {"forced_bos_token_id": 2, "forced_eos_token_id": 0}, [0]),  # the last word is the end's
+        (1, True, {}, None),
+    ],
+)
+def test_tokens_are_forced(
+    length: int, last_step: bool, options: dict[str, Any], possible: list[int] | None
+) -> None:
+    scores = numpy.array([[-numpy.inf, 1.0, 4.0], [2.0, 0.0, -3.0]], dtype="float32")
+    forced = decoding.force_tokens(scores, length, last_step, GenerationConfig(**options))
+    assert forced.dtype == numpy.float32
+    expected = scores.tolist()
+    if possible is not None:
+        expected = [[0.0 if token in possible else -numpy.inf for token in range(3)]] * 2
+    assert forced.tolist() == expected
 
 
 def test_a_row_ends_with_an_end_or_at_the_last_step() -> None:
