@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy
+
 from refpeft import prefix_encoder, prompt_embedding, tasks
 from refpeft.arrays import Array
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
 from refpeft.errors import ConfigError
 from refpeft.fill_in import fill_in
+from refpeft.stored import Stored
 from refpeft.transformer.config import ModelConfig
 from refpeft.transformer.weights import HEAD, BaseModel
 
@@ -56,7 +59,7 @@ def fitted(base: BaseModel, config: PromptLearningConfig, *, first: bool = True)
 def trained_modules(base: BaseModel, config: PromptLearningConfig) -> dict[str, Array]:
     """The head's tensors under the names that an adapter file has: copies that are trained with the virtual tokens.
 
-    None where no head is among `modules_to_save`.
+    None where no head is among `modules_to_save`. What is trained is in memory, also where the base stays in its file.
     """
     named, head = set(config.modules_to_save or ()), tasks.head_of(base, config.task_type)
     found: dict[str, Array] = {}
@@ -66,7 +69,10 @@ def trained_modules(base: BaseModel, config: PromptLearningConfig) -> dict[str, 
         found = {"lm_head.weight": base.parameters[HEAD]}
         if "head.bias" in base.parameters and base.config.kind == "decoder":
             found["lm_head.bias"] = base.parameters["head.bias"]
-    return {tasks.TRAINED + name: value for name, value in found.items()}
+    kept = {
+        name: numpy.asarray(value) if isinstance(value, Stored) else value for name, value in found.items()
+    }
+    return {tasks.TRAINED + name: value for name, value in kept.items()}
 
 
 def prompt_shapes(config: PromptLearningConfig) -> dict[str, tuple[int, ...]]:

@@ -58,7 +58,7 @@ def extend_attention_mask(
     source="transformers masking_utils.py create_causal_mask",
 )
 def causal_visibility(
-    attention_mask: Float[Array, "batch key"] | None, batch_size: int, queries: int, keys: int, like: Array
+    attention_mask: Shaped[Array, "batch key"] | None, batch_size: int, queries: int, keys: int, like: Array
 ) -> Bool[Array, "batch query key"]:
     """Which keys each query sees: those not after it, and not masked.
 
@@ -83,7 +83,7 @@ def causal_visibility(
     source="transformers masking_utils.py create_sliding_window_causal_mask",
 )
 def sliding_visibility(
-    attention_mask: Float[Array, "batch key"] | None,
+    attention_mask: Shaped[Array, "batch key"] | None,
     batch_size: int,
     queries: int,
     keys: int,
@@ -114,7 +114,7 @@ def sliding_visibility(
     source="transformers masking_utils.py create_bidirectional_mask",
 )
 def bidirectional_visibility(
-    attention_mask: Float[Array, "batch key"] | None, batch_size: int, queries: int, keys: int, like: Array
+    attention_mask: Shaped[Array, "batch key"] | None, batch_size: int, queries: int, keys: int, like: Array
 ) -> Bool[Array, "batch query key"]:
     """Every key that is not masked, for every query: an encoder looks in both directions, at a prefix too.
 
@@ -133,7 +133,7 @@ def bidirectional_visibility(
     source="transformers masking_utils.py create_bidirectional_mask",
 )
 def cross_visibility(
-    attention_mask: Float[Array, "batch key"] | None, batch_size: int, queries: int, keys: int, like: Array
+    attention_mask: Shaped[Array, "batch key"] | None, batch_size: int, queries: int, keys: int, like: Array
 ) -> Bool[Array, "batch query encoder_key"]:
     """Which of the encoder's positions the decoder sees: those that the encoder's own mask shows, virtual tokens included."""
     if attention_mask is None:

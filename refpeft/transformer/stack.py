@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 from refpeft import arrays as np
 from refpeft import masks, positions
@@ -223,7 +223,7 @@ def forward(
     parameters: Parameters,
     config: ModelConfig,
     inputs_embeds: Float[Array, "batch query embedding"],
-    attention_mask: Float[Array, "batch key"] | None = None,
+    attention_mask: Shaped[Array, "batch key"] | None = None,
     past_key_values: tuple[KeyValue, ...] | None = None,
     given: Given | None = None,
     name: Stack | None = None,
@@ -234,7 +234,7 @@ def forward(
         parameters: Of the stack, under refpeft's canonical names.
         config: Of the stack (`ModelConfig.stack`).
         inputs_embeds: Without positions, virtual tokens of prompt tuning included.
-        attention_mask: Over past and present keys together, or None for all ones.
+        attention_mask: Over past and present keys together, in any format if nothing was put before it; or None for all ones.
         past_key_values: The prefix, or an earlier call's `past_key_values`.
         given: What else there may be.
         name: Which stack it is, if the model has two.
