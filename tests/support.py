@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -15,6 +17,8 @@ import pytest
 from refpeft import arrays, fitting
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
 from refpeft.peft_model import PeftModel, get_peft_model
+from refpeft.tensors import write_tensors
+from refpeft.transformer.columns import Family
 from refpeft.transformer.config import ModelConfig
 from refpeft.transformer.families import FAMILIES
 from refpeft.transformer.weights import HEAD, HEADS, TOKENS, BaseModel, parameter_shapes
@@ -67,6 +71,14 @@ def _random_parameters(config: ModelConfig, seed: int, dtype: str, *, heads: boo
     }
     if HEAD in parameters and config.tie_word_embeddings:
         parameters[HEAD] = parameters[TOKENS]
+    stored = config.stored_key_value_heads or config.num_key_value_heads
+    for name in parameters:  # Falcon repeats keys and values before its cache
+        if stored != config.num_key_value_heads and (
+            ".attention.key." in name or ".attention.value." in name
+        ):
+            repeats, value = config.num_key_value_heads // stored, parameters[name]
+            own = value.reshape(stored, repeats, config.head_dim, *value.shape[1:])[:, :1]
+            parameters[name] = own.repeat(repeats, axis=1).reshape(value.shape)
     return parameters
 
 
@@ -170,6 +182,60 @@ def tiny_model(family: str, seed: int = 0, dtype: str = "float64", **changes: An
     """A base model with random weights of standard deviation 0.4, and with every head of its family."""
     config = ModelConfig.from_dict(tiny_values(family, **changes))
     return BaseModel(config, _random_parameters(config, seed, dtype, heads=True))
+
+
+def hf_tensors(base: BaseModel, prefix: str | None = None) -> dict[str, Any]:
+    """The tensors of a base model as HF's checkpoint holds them: names by the family's row, layouts written out here."""
+    config, p = base.config, base.parameters
+    family = FAMILIES[config.family]
+    stored = config.stored_key_value_heads or config.num_key_value_heads
+    tensors = {name.removeprefix(HEADS): value for name, value in p.items() if name.startswith(HEADS)}
+    for canonical, source in family.weights(config).items():
+        layers = config.stack("decoder").num_layers if canonical.startswith("decoder.") else config.num_layers
+        for layer in range(layers if "{layer}" in canonical else 1):
+            name, hf_name = canonical.format(layer=layer), source.name.format(layer=layer)
+            if name not in p or (name == HEAD and p[HEAD] is p[TOKENS]):
+                continue
+            if source.fused and ".query." not in name:
+                continue
+            if source.fused:
+                value = _fused(source.fused, p, name.replace(".query.", ".{}."), stored, config)
+            else:
+                value = p[name]
+            tensors[_in_class(hf_name, family, prefix)] = value.T if source.transposed else value
+    return tensors
+
+
+def _in_class(name: str, family: Family, prefix: str | None) -> str:
+    """A backbone's name as the classes with a head have it."""
+    if name.startswith(("lm_head.", "final_logits_bias")) or family.model_type == "t5":
+        return name
+    return (family.prefix if prefix is None else prefix) + name
+
+
+def _fused(layout: str, p: Mapping[str, Any], name: str, stored: int, config: ModelConfig) -> Any:
+    """Queries, keys and values in one tensor: in three sections, or anew for each stored key/value head."""
+    parts = [p[name.format(part)] for part in ("query", "key", "value")]
+    query, key, value = (part.reshape(-1, config.head_dim, *part.shape[1:]) for part in parts)
+    key, value = (part[:: len(part) // stored] for part in (key, value))  # without the repetitions
+    if layout == "sections":
+        heads = [*query, *key, *value]
+    else:
+        group = len(query) // stored
+        heads = [
+            head
+            for kv in range(stored)
+            for head in (*query[kv * group : (kv + 1) * group], key[kv], value[kv])
+        ]
+    return numpy.concatenate(heads)
+
+
+def save_base(directory: Path, base: BaseModel, values: Mapping[str, Any], prefix: str | None = None) -> Path:
+    """Write a base model as an HF directory; `values` is its config.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(dict(values)))
+    write_tensors(directory / "model.safetensors", hf_tensors(base, prefix), {"format": "pt"})
+    return directory
 
 
 def tasks_of(family: str) -> list[str]:

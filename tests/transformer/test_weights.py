@@ -303,22 +303,27 @@ def test_pickled_weights(tmp_path: Path) -> None:
     )
 
 
-def test_sharded_weights(tmp_path: Path) -> None:
+def test_an_index_without_shards(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(CheckpointError) as caught:
         load_base_model(tmp_path)
     assert str(caught.value) == (
-        f"'{tmp_path}' is a sharded checkpoint; this version of refpeft reads a single model.safetensors. Save it "
-        "again with save_pretrained(directory, max_shard_size='100GB')."
+        f"'{tmp_path / 'model.safetensors.index.json'}' does not lead to the base model's weights: it must have 'metadata', an "
+        "object ({…}), but it has none. Copy all files of one model into one directory, or save the model again with "
+        "save_pretrained(directory)."
     )
 
 
 def test_another_architecture(tmp_path: Path) -> None:
-    write(tmp_path, hf_tensors(tiny_base()), model_type="opt")
-    with pytest.raises(ConfigError) as caught:
+    write(tmp_path, hf_tensors(tiny_base()), model_type="opt", hidden_size=15, num_attention_heads=5)
+    with pytest.raises(CheckpointError) as caught:
         load_base_model(tmp_path)
-    assert str(caught.value) == "Unknown model_type 'opt' of the base model. Supported: gpt2."
+    assert str(caught.value) == (
+        f"'{tmp_path / 'model.safetensors'}' has no tensor 'decoder.embed_tokens.weight'. It holds 40 tensors: "
+        "h.0.attn.c_attn.bias, h.0.attn.c_attn.weight, h.0.attn.c_proj.bias, h.0.attn.c_proj.weight, h.0.ln_1.bias …. "
+        f"{DOES_IT_BELONG}"
+    )
 
 
 def test_an_adapter_is_no_base_model(tmp_path: Path) -> None:
@@ -388,7 +393,12 @@ def test_loaded_weights_are_the_caller_s_own(tmp_path: Path) -> None:
 
 def test_parameter_shapes() -> None:
     base = tiny_base(tie_word_embeddings=False)
-    assert parameter_shapes(base.config) == {name: value.shape for name, value in base.parameters.items()}
+    shapes = {name: value.shape for name, value in base.parameters.items()}
+    heads = {
+        "heads.score.weight": (2, 15), "heads.classifier.weight": (2, 15), "heads.classifier.bias": (2,),
+        "heads.qa_outputs.weight": (2, 15), "heads.qa_outputs.bias": (2,),
+    }  # fmt: skip
+    assert parameter_shapes(base.config) == shapes | heads
 
 
 def test_a_thousand_million_layers(tmp_path: Path) -> None:
