@@ -47,6 +47,7 @@ VIRTUAL, BATCH, TOKENS, DECODER_TOKENS = 6, 5, 11, 12
 SIZES_OF_ADAPTERS: dict[tuple[str, str], dict[str, int]] = {
     ("opt-even", "prompt"): {"token_dim": 14},
     ("electra-odd", "prompt"): {"token_dim": 14},
+    ("electra-aligned", "prompt"): {"token_dim": 192},
     ("falcon-odd", "prefix"): {"token_dim": 6, "num_attention_heads": 1},
     ("t5-even", "prefix"): {"token_dim": 24},
 }
@@ -106,6 +107,7 @@ STACKS: dict[str, tuple[str, str]] = {
     "gemma2": ("visible sliding_visible", "final_norm"),
     "gemma2-aligned": ("sliding_visible", "final_norm"),
     "gemma3": ("visible sliding_visible", "final_norm"),
+    "gemma3-aligned": ("sliding_visible", "final_norm"),
     "bert": ("typed_embeddings embeddings_norm visible", ""),
     "roberta": ("typed_embeddings embeddings_norm visible", ""),
     "electra": ("typed_embeddings embeddings_norm embeddings_out_projection visible", ""),
