@@ -6,6 +6,7 @@ Follows HF peft 0.21.2 `mapping_func.py` (`get_peft_model`) and `peft_model.py` 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy
 
@@ -69,10 +70,11 @@ def trained_modules(base: BaseModel, config: PromptLearningConfig) -> dict[str, 
         found = {"lm_head.weight": base.parameters[HEAD]}
         if "head.bias" in base.parameters and base.config.kind == "decoder":
             found["lm_head.bias"] = base.parameters["head.bias"]
-    kept = {
-        name: numpy.asarray(value) if isinstance(value, Stored) else value for name, value in found.items()
-    }
-    return {tasks.TRAINED + name: value for name, value in kept.items()}
+    return {tasks.TRAINED + name: _in_memory(value) for name, value in found.items()}
+
+
+def _in_memory(value: Any) -> Array:
+    return numpy.asarray(value) if isinstance(value, Stored) else value
 
 
 def prompt_shapes(config: PromptLearningConfig) -> dict[str, tuple[int, ...]]:

@@ -72,11 +72,11 @@ def _random_parameters(config: ModelConfig, seed: int, dtype: str, *, heads: boo
     if HEAD in parameters and config.tie_word_embeddings:
         parameters[HEAD] = parameters[TOKENS]
     stored = config.stored_key_value_heads or config.num_key_value_heads
-    for name in parameters:  # Falcon repeats keys and values before its cache
+    for name, value in parameters.items():  # Falcon repeats keys and values before its cache
         if stored != config.num_key_value_heads and (
             ".attention.key." in name or ".attention.value." in name
         ):
-            repeats, value = config.num_key_value_heads // stored, parameters[name]
+            repeats = config.num_key_value_heads // stored
             own = value.reshape(stored, repeats, config.head_dim, *value.shape[1:])[:, :1]
             parameters[name] = own.repeat(repeats, axis=1).reshape(value.shape)
     return parameters
