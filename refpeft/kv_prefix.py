@@ -9,7 +9,7 @@ in every decoder (clause AD-10): keys are stored as they are used, rotated by th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ _MUST_AGREE = ("task_type", "token_dim", "num_layers", "num_attention_heads", "n
 
 
 def prompt_embeddings_from_past_key_values(
-    past_key_values: Iterable[Any], *, num_virtual_tokens: int
+    past_key_values: Any, *, num_virtual_tokens: int
 ) -> Float[Array, "virtual prefix_width"]:
     """The flat prefix of the *first* `num_virtual_tokens` cached tokens. Clause AD-9.
 
@@ -78,7 +78,7 @@ def initialize_kv_prefix_from_past_key_values(
     model: PeftModel,
     *,
     adapter_name: str | None = None,
-    past_key_values: Iterable[Any],
+    past_key_values: Any,
     num_virtual_tokens: int | None = None,
 ) -> Float[Array, "virtual prefix_width"]:
     """Start a prefix adapter, the active one if none is named, from a cache; returns the flat prefix. Clause AD-9.
@@ -193,12 +193,17 @@ def compose_prefix_adapters(adapter_paths: Sequence[str | Path], *, output_path:
                 f"'{checkpoint.TENSOR}' in '{path}' has {prefix.shape[1]} numbers for each virtual token, that in '{paths[0]}' "
                 f"{prefixes[0].shape[1]}. Do their adapter_config.json belong to them?"
             )
+    if len({prefix.dtype for prefix in prefixes}) > 1:  # as torch.cat widens them
+        wide = max(
+            numpy.dtype("float32"), *(prefix.dtype for prefix in prefixes), key=lambda kind: kind.itemsize
+        )
+        prefixes = [prefix.astype(wide) for prefix in prefixes]
     composed = numpy.concatenate(prefixes)
     config = replace(configs[0], num_virtual_tokens=len(composed), inference_mode=True)
     checkpoint.save(output_path, config, {prefix_encoder.EMBEDDING: composed})
 
 
-def _pairs(past_key_values: Iterable[Any]) -> list[tuple[Array, Array]]:
+def _pairs(past_key_values: Any) -> list[tuple[Array, Array]]:
     """The cache as a list of NumPy's keys and values."""
     form = (
         "Unsupported `past_key_values` type. Expected a legacy tuple/list, an object with `to_legacy_cache()`, or an "
