@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -101,7 +102,9 @@ EPSILON = Rule(
 )
 POSITIVE = Rule(
     "a finite number above 0",
-    lambda value: isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < math.inf,
+    lambda value: (
+        isinstance(value, float | int) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+    ),
 )
 LAYER_TYPES = Rule(
     "a list of 'full_attention' and 'sliding_attention'",

@@ -618,16 +618,22 @@ GEMMA2 = Family(
 )  # fmt: skip
 
 
+def _of_kind(given: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """What Gemma-3's rope_parameters say of one kind of layer."""
+    DICTIONARY.or_none().check(f"rope_parameters[{kind!r}] of the base model", given.get(kind))
+    return given.get(kind) or {}
+
+
 def _gemma3(read: Read) -> Read:
     """Layers with a window turn by a base of their own. HF ignores attn_logit_softcapping here."""
     given: Mapping[str, Any] = read.pop("rope_parameters") or {}
     period, local = read.pop("sliding_window_pattern"), read.pop("rope_local_base_freq")
     whole = {
         "rope_theta": read.pop("rope_theta"),
-        **(given.get("full_attention") or {}),
+        **_of_kind(given, "full_attention"),
         **(read.pop("rope_scaling") or {}),
     }
-    near = {"rope_theta": local, **(given.get("sliding_attention") or {})}
+    near = {"rope_theta": local, **_of_kind(given, "sliding_attention")}
     for parameters in (whole, near):
         _require_whole_heads(parameters)
     read = _windows(_heads_divide(read), _alternating(read["num_layers"], period))

@@ -19,6 +19,7 @@ from refpeft.arrays import Array, Float
 from refpeft.errors import ConfigError
 from refpeft.rules import DICTIONARY
 from refpeft.steps import step
+from refpeft.transformer.columns import POSITIVE
 
 
 @dataclass(frozen=True)
@@ -60,23 +61,22 @@ def read_rotary(parameters: Mapping[str, Any], head_dim: int, positions: int) ->
         "linear": ("factor",),
         "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     }[kind]
-    values: dict[str, float] = {}
-    for name in ("rope_theta", *needed):
-        value = parameters.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise ConfigError(
-                f"rope_parameters[{name!r}] of the base model must be a number above 0, not {value!r}."
-            )
-        values[name] = float(value)
-    dimensions = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
+    values = {name: _positive(parameters, name) for name in ("rope_theta", *needed)}
+    dimensions = int(head_dim * min(_positive(parameters, "partial_rotary_factor", 1.0), 2.0))
     if dimensions % 2 or dimensions < 2 or dimensions > head_dim:
         raise ConfigError(
             f"The base model turns {dimensions} of the {head_dim} numbers of a head by their positions; it must be an even "
             "number from 2. Check head_dim and partial_rotary_factor."
         )
     if kind == "llama3":
-        values["original"] = float(parameters.get("original_max_position_embeddings", positions))
+        values["original"] = _positive(parameters, "original_max_position_embeddings", positions)
     return Rotary(values.pop("rope_theta"), dimensions, kind, **values)
+
+
+def _positive(parameters: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    value = parameters.get(name, default)
+    POSITIVE.check(f"rope_parameters[{name!r}] of the base model", value)
+    return float(value)
 
 
 def inverse_frequencies(rotary: Rotary, like: Array) -> Float[Array, " half"]:
