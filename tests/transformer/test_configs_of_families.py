@@ -285,19 +285,29 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "llama",
         {"rope_scaling": {"type": "linear"}},
-        "rope_parameters['factor'] of the base model must be a number above 0, not None.",
+        "rope_parameters['factor'] of the base model must be a finite number above 0, not None (NoneType).",
     ),
     (
         "llama",
         {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": True}},
-        "rope_parameters['low_freq_factor'] of the base model must be a number above 0, not True.",
+        "rope_parameters['low_freq_factor'] of the base model must be a finite number above 0, not True (bool).",
     ),
     (
         "llama",
         {"rope_parameters": {"rope_theta": 0}},
-        "rope_parameters['rope_theta'] of the base model must be a number above 0, not 0.",
+        "rope_parameters['rope_theta'] of the base model must be a finite number above 0, not 0 (int).",
     ),
     ("llama", {"rope_theta": -1.0}, "rope_theta of the base model must be a finite number above 0, not -1.0 (float)."),
+    (
+        "gemma3_text",
+        {"rope_parameters": {"full_attention": [1]}},
+        "rope_parameters['full_attention'] of the base model must be a dictionary or None, not [1] (list).",
+    ),
+    (
+        "gemma2",
+        {"attn_logit_softcapping": 10**400},
+        f"attn_logit_softcapping of the base model must be a finite number above 0 or None, not {str(10**400)[:77]}... (int).",
+    ),
     ("llama", {"rope_scaling": 2.0}, "rope_scaling of the base model must be a dictionary or None, not 2.0 (float)."),
     (
         "llama",

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy
 import pytest
-from support import tiny_base, tiny_config
+from support import tiny_base
 
-from refpeft.transformer import block, heads, stack
+from refpeft.transformer import stack
 from refpeft.transformer.weights import BaseModel
 
 RANDOM = numpy.random.default_rng(8)
@@ -40,9 +40,7 @@ def gpt2(base: BaseModel, embeds: Any, seen: Any, past: Any = None, positions: A
         own = {n.split(".", 2)[2]: v for n, v in p.items() if n.startswith(f"layers.{layer}.")}
         normed = [norm(x, own, "input_norm", c.norm_epsilon) for x in stream]
         q, k, v = ([affine(x, own, f"attention.{n}") for x in normed] for n in ("query", "key", "value"))
-        scale = (c.head_dim**-0.5 if c.scale_attention else 1) / (
-            layer + 1 if c.scale_attention_by_inverse_layer else 1
-        )
+        scale = c.attention_scale / (layer + 1 if c.scale_attention_by_inverse_layer else 1)
         for t, x in enumerate(stream):
             joined = []
             for head in range(c.num_attention_heads):
@@ -94,7 +92,7 @@ def test_the_stack_is_gpt2(changes: dict[str, Any]) -> None:
 def test_given_positions_are_added_to_the_past() -> None:
     base, embeds, past = tiny_base(), RANDOM.normal(size=(1, 3, 15)), some_past(1)
     given = numpy.array([[2, 0, 5]])
-    output = stack.forward(base.parameters, base.config, embeds, None, past, given)
+    output = stack.forward(base.parameters, base.config, embeds, None, past, stack.Given(given))
     own = [(key[0], value[0]) for key, value in past]
     expected = gpt2(base, embeds[0], [1] * 7, own, positions=[PAST + 2, PAST, PAST + 5])
     numpy.testing.assert_allclose(output.hidden[0], expected, rtol=1e-10, atol=1e-11)
@@ -127,28 +125,9 @@ def test_the_parameters_of_a_layer_are_its_own_alone() -> None:
     assert {name: value.tolist() for name, value in chosen.items()} == {"x.weight": [1.0]}
 
 
-@pytest.mark.parametrize(
-    ("changes", "layer", "expected"),
-    [
-        ({"n_embd": 20}, 2, 0.5),
-        ({"n_embd": 20, "scale_attn_weights": False}, 2, 1.0),
-        ({"n_embd": 20, "scale_attn_by_inverse_layer_idx": True}, 0, 0.5),
-        ({"n_embd": 20, "scale_attn_by_inverse_layer_idx": True}, 2, 0.5 / 3),
-        ({"n_embd": 20, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}, 1, 0.5),
-    ],
-)
-def test_the_scale_of_the_scores(changes: dict[str, Any], layer: int, expected: float) -> None:
-    assert block.attention_scale(tiny_config(**changes), layer) == expected
-
-
 def test_the_activation_is_the_configurations() -> None:
     base, embeds = tiny_base(), RANDOM.normal(size=(1, 2, 15))
     relu = tiny_base(activation_function="relu")
     assert (relu.parameters["head.weight"] == base.parameters["head.weight"]).all()
     outputs = [stack.forward(model.parameters, model.config, embeds).hidden for model in (base, relu)]
     assert numpy.abs(outputs[0] - outputs[1]).max() > 1e-3
-
-
-def test_the_head_has_no_bias() -> None:
-    hidden, weight = numpy.array([[[1.0, 2.0]]]), numpy.array([[3.0, 4.0], [5.0, 6.0], [0.0, 0.0]])
-    assert heads.language_model_head(hidden, weight).tolist() == [[[11.0, 17.0, 0.0]]]
