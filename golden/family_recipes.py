@@ -171,7 +171,8 @@ TWO_ENDS = "an answer has a beginning and an end, whatever else there are two of
 
 def _equal(model: str, task_type: str) -> str:
     """QUESTION_ANS always has two labels."""
-    return TWO_ENDS if task_type == "QUESTION_ANS" and 2 in axis_sizes(_model_config(model)).values() else ""
+    others = [size for axis, size in axis_sizes(_model_config(model)).items() if axis != "labels"]
+    return TWO_ENDS if task_type == "QUESTION_ANS" and 2 in others else ""
 
 
 def _labels(task_type: str) -> str:
@@ -339,7 +340,7 @@ def _tasks() -> list[Recipe]:
         model: str, task: str, name: str, title: str, clauses: str, question: str = "forward", **options: Any
     ) -> None:
         for adapter in ("prompt", "prefix"):
-            batches = SEVERAL if task == "SEQ_CLS" else SMALL
+            batches = SEVERAL if task in ("SEQ_CLS", "QUESTION_ANS") else SMALL
             recipes.append(
                 case(
                     model,

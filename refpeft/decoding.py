@@ -25,7 +25,7 @@ from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.generation_config import GenerationConfig, as_generation_config
 from refpeft.steps import recording, step
-from refpeft.tasks import decode, encode, get_prompt, language_model_logits
+from refpeft.tasks import decode, encode, get_prompt, language_model_logits, text_inputs
 from refpeft.transformer import stack
 from refpeft.transformer.block import KeyValue
 from refpeft.transformer.stack import Given, StackOutput
@@ -236,8 +236,9 @@ def begin_behind_encoder(
     `_prepare_text_encoder_decoder_kwargs_for_generation`, `_expand_inputs_for_generation`.
     """
     parameters, base, config = adapted
+    embeds, mask = text_inputs(base, config, input_ids, attention_mask)
     prompt = () if adapted.prefix else get_prompt(parameters, config, len(input_ids), base)
-    encoded, mask = encode(base, config, prompt, input_ids, attention_mask)
+    encoded = encode(base, config, prompt, embeds, mask)
     rows = numpy.repeat(numpy.arange(len(input_ids)), options.num_beams)
     encoded, mask = np.take_rows(encoded, rows), None if mask is None else np.take_rows(mask, rows)
     assert options.decoder_start_token_id is not None  # noqa: S101  (`generate` has chosen it)

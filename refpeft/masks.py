@@ -38,12 +38,14 @@ def prepare_attention_mask(
 def extend_attention_mask(
     attention_mask: Shaped[Array, "batch tokens"], num_virtual_tokens: int
 ) -> Float[Array, "batch key"]:
-    """Ones for the virtual tokens, then the caller's mask: shape (batch, virtual + tokens).
+    """Ones for the virtual tokens, then the caller's mask: shape (batch, virtual + tokens). Without virtual tokens, the caller's.
 
     Dtype: float32 (torch's promotion of `torch.ones` with an integer, boolean or half mask), float64 if the mask was.
     How others differ: with left padding the virtual tokens stay at the far left, before the padding. Not extending the
     mask hides the last tokens; extending it twice, or at each decoding step, shifts it.
     """
+    if not num_virtual_tokens:
+        return attention_mask
     dtype = numpy.float64 if attention_mask.dtype == numpy.float64 else numpy.float32
     ones = np.full((attention_mask.shape[0], num_virtual_tokens), 1, dtype, like=attention_mask)
     return np.concatenate([ones, attention_mask.astype(dtype)], axis=1)

@@ -13,14 +13,14 @@ Follows HF peft 0.21.2 `peft_model.py` (`PeftModelForCausalLM.forward` and those
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Int, Shaped
 
 from refpeft import arrays as np
 from refpeft import masks, ops, prefix_encoder, prompt_embedding
-from refpeft.arrays import Array, Parameters
+from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.errors import InputError
 from refpeft.steps import scope, step
@@ -151,10 +151,11 @@ def forward(
     batch = Batch(input_ids, attention_mask, labels, position_ids, **others)
     if base.config.kind == "encoder_decoder":
         return _encoder_decoder(parameters, base, config, batch)
-    embeds = word_embeddings(base, input_ids)
-    mask, virtual = attention_mask, config.num_virtual_tokens
-    mask = None if mask is None else masks.extend_attention_mask(mask, virtual)
+    embeds, mask = text_inputs(base, config, input_ids, attention_mask)
+    virtual = config.num_virtual_tokens
+    rows = 0 if isinstance(config, PrefixTuningConfig) else virtual
     types = batch.token_type_ids if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else None
+    types = None if types is None else extend_token_types(types, rows)
     prompt = get_prompt(parameters, config, input_ids.shape[0], base)
     past: tuple[KeyValue, ...] | None = None
     if isinstance(prompt, tuple):
@@ -162,9 +163,10 @@ def forward(
         positions = None if config.task_type == "QUESTION_ANS" else position_ids
         given = Given(positions, types, input_ids, virtual)
     else:
-        types = None if types is None else extend_token_types(types, virtual)
         embeds = prompt_embedding.prepend(prompt, embeds)
         given = Given(token_type_ids=types)
+        if labels is not None and config.task_type == "CAUSAL_LM":
+            batch = replace(batch, labels=extend_labels(labels, virtual))
     decoded = stack.forward(base.parameters, base.config, embeds, mask, past, given)
     return _finished(parameters, base, config, batch, decoded)
 
@@ -173,8 +175,9 @@ def _encoder_decoder(
     parameters: Parameters, base: BaseModel, config: PromptLearningConfig, batch: Batch
 ) -> Output:
     """SEQ_2_SEQ_LM."""
+    embeds, mask = text_inputs(base, config, batch.input_ids, batch.attention_mask)
     prompt = get_prompt(parameters, config, batch.input_ids.shape[0], base)
-    encoded, mask = encode(base, config, prompt, batch.input_ids, batch.attention_mask)
+    encoded = encode(base, config, prompt, embeds, mask)
     ids = _decoder_ids(base, config, batch)
     decoder_mask, past = batch.decoder_attention_mask, None
     if isinstance(prompt, tuple):
@@ -185,26 +188,35 @@ def _encoder_decoder(
     return Output(loss, logits, decoded.past_key_values, encoder_last_hidden_state=encoded)
 
 
+def text_inputs(
+    base: BaseModel,
+    config: PromptLearningConfig,
+    input_ids: Int[Array, "batch tokens"],
+    attention_mask: Shaped[Array, "batch tokens"] | None,
+) -> tuple[Float[Array, "batch tokens embedding"], Float[Array, "batch key"] | None]:
+    """The text's embeddings, and its mask with ones for virtual tokens; a prefix stands before the decoder, not the encoder."""
+    embeds, virtual = word_embeddings(base, input_ids), config.num_virtual_tokens
+    if base.config.kind == "encoder_decoder" and isinstance(config, PrefixTuningConfig):
+        virtual = 0
+    return embeds, None if attention_mask is None else masks.extend_attention_mask(attention_mask, virtual)
+
+
 def encode(
     base: BaseModel,
     config: PromptLearningConfig,
     prompt: Array | tuple[KeyValue, ...],
-    input_ids: Int[Array, "batch tokens"],
-    attention_mask: Shaped[Array, "batch tokens"] | None,
-) -> tuple[Array, Array | None]:
-    """The encoder's last hidden states, and the mask over them.
+    embeds: Float[Array, "batch tokens hidden"],
+    mask: Shaped[Array, "batch encoder_key"] | None,
+) -> Float[Array, "batch encoder_key hidden"]:
+    """The encoder's last hidden states. `mask`: virtual tokens included.
 
     Prompt tuning puts the first n of its 2n rows before the text; rows n … 2n − 1 are never used (clause PT-8). A prefix does not
     reach the encoder.
     """
-    virtual, mask, embeds = config.num_virtual_tokens, attention_mask, word_embeddings(base, input_ids)
     if not isinstance(prompt, tuple):
-        embeds = prompt_embedding.prepend(np.cut(prompt, 0, virtual, 1), embeds)
-        mask = None if mask is None else masks.extend_attention_mask(mask, virtual)
-    own, parameters = base.config.stack("encoder"), base.parameters
-    return stack.forward(
-        stack.stack_parameters(parameters, "encoder"), own, embeds, mask, name="encoder"
-    ).hidden, mask
+        embeds = prompt_embedding.prepend(np.cut(prompt, 0, config.num_virtual_tokens, 1), embeds)
+    parameters, own = stack.stack_parameters(base.parameters, "encoder"), base.config.stack("encoder")
+    return stack.forward(parameters, own, embeds, mask, name="encoder").hidden
 
 
 def decode(
@@ -223,12 +235,15 @@ def decode(
     `cached`: how many positions the cache holds, if it is not the prefix's.
     """
     with scope(which="decoder_"):
-        embeds = word_embeddings(base, ids)
-        if decoder_mask is not None and isinstance(config, PrefixTuningConfig):
-            decoder_mask = masks.extend_attention_mask(decoder_mask, config.num_virtual_tokens)
+        embeds, virtual = word_embeddings(base, ids), 0
+        if isinstance(config, PrefixTuningConfig):
+            virtual = config.num_virtual_tokens
+        if decoder_mask is not None:
+            decoder_mask = masks.extend_attention_mask(decoder_mask, virtual)
         parameters, own = stack.stack_parameters(base.parameters, "decoder"), base.config.stack("decoder")
-        virtual = config.num_virtual_tokens if past is not None else 0
-        given = Given(past=virtual if cached is None else cached, encoded=encoded, encoder_mask=encoder_mask)
+        if cached is None:
+            cached = virtual if past is not None else 0
+        given = Given(past=cached, encoded=encoded, encoder_mask=encoder_mask)
         return stack.forward(parameters, own, embeds, decoder_mask, past, given, name="decoder")
 
 
@@ -302,8 +317,6 @@ def _finished(
         features = heads.last_hidden_state(hidden)
         return Output(None, None, past, last_hidden_state=features, pooler_output=_pooled(base, hidden))
     if task == "CAUSAL_LM":
-        if labels is not None and not isinstance(config, PrefixTuningConfig):
-            labels = extend_labels(labels, config.num_virtual_tokens)
         logits = language_model_logits(parameters, base, hidden)
         return Output(None if labels is None else ops.loss("causal_lm", logits, labels), logits, past)
     head = head_of(base, task)

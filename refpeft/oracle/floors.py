@@ -5,7 +5,9 @@ A case is known by the hash of its files; one that has changed is measured anew.
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
+import multiprocessing
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +16,10 @@ import msgspec
 from refpeft.files import MAXIMUM_JSON_BYTES
 from refpeft.oracle.budget import PROFILES, Floor, Profile, measure
 from refpeft.oracle.cases import ask_of
-from refpeft.oracle.vectors import Vector, VectorError, all_vectors, golden_directory
+from refpeft.oracle.vectors import Vector, VectorError, all_vectors, golden_directory, read_vector
+
+WORTH_PROCESSES = 50
+"""From so many cases on, their floors are measured by several processes."""
 
 
 class _CaseFloors(msgspec.Struct):
@@ -75,18 +80,25 @@ def floors(vector: Vector, profile: Profile) -> Mapping[str, Floor]:
 
 def floors_document(golden: Path | None = None) -> bytes:
     """The contents of golden/floors.json: for every case and profile, the floors of the tensors it compares."""
+    directories = [vector.directory for vector in all_vectors(golden)]
+    if len(directories) < WORTH_PROCESSES:
+        measured = list(map(_measured, directories))
+    else:
+        with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+            measured = list(pool.map(_measured, directories, chunksize=8))
+    return msgspec.json.format(msgspec.json.encode(_Floors(1, dict(measured))), indent=1) + b"\n"
+
+
+def _measured(directory: Path) -> tuple[str, _CaseFloors]:
+    """A case's id, and the floors of the tensors that it compares, in each profile."""
 
     def rounded(floor: Floor) -> Floor:
         return Floor(float(f"{floor.norm:.3g}"), float(f"{floor.largest:.3g}"))
 
-    cases = {}
-    for vector in all_vectors(golden):
-        compared = {n for n, tensor in vector.case.tensors.items() if tensor.kind in ("composite", "tokens")}
-        by_profile = {}
-        for profile in PROFILES.values():
-            measured = measure(ask_of(vector), profile) if compared else {}
-            by_profile[profile.name] = {
-                name: rounded(measured[name]) for name in measured if name in compared
-            }
-        cases[vector.case.id] = _CaseFloors(vector.digest, by_profile)
-    return msgspec.json.format(msgspec.json.encode(_Floors(1, cases)), indent=1) + b"\n"
+    vector = read_vector(directory)
+    compared = {n for n, tensor in vector.case.tensors.items() if tensor.kind in ("composite", "tokens")}
+    by_profile = {}
+    for profile in PROFILES.values():
+        measured = measure(ask_of(vector), profile) if compared else {}
+        by_profile[profile.name] = {name: rounded(measured[name]) for name in measured if name in compared}
+    return vector.case.id, _CaseFloors(vector.digest, by_profile)

@@ -240,7 +240,12 @@ def _inputs(vector: Vector, place: str) -> Iterator[str]:
     if zeros and given and all(tensor.all() for tensor in given):
         yield "its init_weights is zero, but none of its parameters is"
     mask, labels = vector.inputs.get("attention_mask"), vector.inputs.get("labels")
-    if mask is not None and labels is not None and (labels[mask == 0] != -100).any():
+    if (
+        mask is not None
+        and labels is not None
+        and labels.shape == mask.shape
+        and (labels[mask == 0] != -100).any()
+    ):
         yield "a masked position has a label"
 
 
@@ -327,10 +332,17 @@ def signature(vector: Vector) -> bytes:
         "arguments": {name: value for name, value in case.arguments.items() if name != "seed"},
         "inputs": sorted(name for name in vector.inputs if not name.startswith(PARAMETERS)),
         "padding": [_padding(vector.inputs.get(name)) for name in ("attention_mask", "visible")],
-        "labels": _padding(vector.inputs.get("labels")),
+        "labels": _labels(vector.inputs.get("labels")),
         "one row": case.dims.get("batch") == 1,
     }
     return msgspec.json.encode(parts, order="deterministic")
+
+
+def _labels(labels: NDArray[Any] | None) -> str:
+    """`class` or `real` for labels of a whole text; for labels of positions, on which side some are left out."""
+    if labels is not None and (labels.ndim == 1 or labels.dtype.kind == "f"):
+        return f"{'real' if labels.dtype.kind == 'f' else 'class'} {labels.ndim}"
+    return _padding(labels)
 
 
 def _padding(mask: NDArray[Any] | None) -> str:

@@ -152,7 +152,7 @@ def _predicting(ask: Ask, mask: NDArray[Any], ahead: int) -> NDArray[Any] | None
         return None
     counted = numpy.asarray(labels) != IGNORE_INDEX
     if task == "TOKEN_CLS":
-        return counted[:, ahead:]
+        return numpy.asarray(counted[:, ahead:])
     return numpy.concatenate([counted[:, 1:], numpy.zeros_like(counted[:, :1])], axis=1)
 
 

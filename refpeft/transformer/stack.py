@@ -6,10 +6,11 @@ Follows transformers 5.23.0 `models/gpt2/modeling_gpt2.py` (`GPT2Model.forward`)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 
 from refpeft import arrays as np
 from refpeft import masks, positions
@@ -165,28 +166,28 @@ def embed(
     return hidden
 
 
-class _Sights:
-    """Which keys the queries see, by the kind of layer: computed when a layer of the kind first asks."""
-
-    def __init__(
-        self, mask: Array | None, shape: tuple[int, int], past: int, like: Array, *, causal: bool
-    ) -> None:
-        self._mask, self._shape, self._past, self._like, self._causal = mask, shape, past, like, causal
-        self._seen: dict[tuple[int | None, int], Array] = {}
-
-    def of(self, window: int | None, stored: int) -> Array:
-        """For a layer with that window whose cache holds the last `stored` positions of the past."""
-        cut = self._past - stored
-        if (window, cut) not in self._seen:
-            keys = self._past + self._shape[1]
-            if not self._causal:
-                visible = masks.bidirectional_visibility(self._mask, *self._shape, keys, self._like)
-            elif window is None:
-                visible = masks.causal_visibility(self._mask, *self._shape, keys, self._like)
-            else:
-                visible = masks.sliding_visibility(self._mask, *self._shape, keys, window, cut, self._like)
-            self._seen[window, cut] = visible
-        return self._seen[window, cut]
+def visibility(
+    config: ModelConfig,
+    mask: Array | None,
+    shape: tuple[int, int],
+    past: int,
+    stored: Sequence[int],
+    like: Array,
+    *,
+    causal: bool,
+) -> list[Bool[Array, "batch query key"]]:
+    """For each layer, which keys the queries see; layers alike share it. `stored`: of the past, how much each layer's cache holds."""
+    kinds = [(config.window(layer), past - held) for layer, held in enumerate(stored)]
+    keys, seen = past + shape[1], {}
+    for window, cut in sorted(dict.fromkeys(kinds), key=lambda kind: kind[0] is not None):
+        if not causal:
+            visible = masks.bidirectional_visibility(mask, *shape, keys, like)
+        elif window is None:
+            visible = masks.causal_visibility(mask, *shape, keys, like)
+        else:
+            visible = masks.sliding_visibility(mask, *shape, keys, window, cut, like)
+        seen[window, cut] = visible
+    return [seen[kind] for kind in kinds]
 
 
 def score_bias(
@@ -248,20 +249,21 @@ def forward(
     with scope(stack=name, which=which):
         ids = position_ids(config, shape, attention_mask, past, given, like)
         hidden = embed(parameters, config, inputs_embeds, ids, given)
-        sights = _Sights(attention_mask, shape, past, like, causal=causal)
-        bias = score_bias(parameters, config, attention_mask, shape, past, like, causal=causal)
+        stored = [entry[0].shape[2] for entry in past_key_values or ()] or [0] * config.num_layers
+        visible = visibility(
+            config, attention_mask, shape, past, stored[: config.num_layers], like, causal=causal
+        )
         crossing = None
         if given.encoded is not None:
             crossing = masks.cross_visibility(given.encoder_mask, *shape, given.encoded.shape[1], like)
+        bias = score_bias(parameters, config, attention_mask, shape, past, like, causal=causal)
         turned = {}
         if config.rotary is not None and ids is not None:
             turned = {kind: rotary.angles(kind, ids, like) for kind in dict.fromkeys(config.rotary)}
         for layer in range(config.num_layers):
             past_of_layer = past_key_values[layer] if past_key_values else None
-            stored = past_of_layer[0].shape[2] if past_of_layer else 0
-            visible = sights.of(config.window(layer), stored)
             rotation = turned[config.rotary[layer]] if config.rotary else None
-            around = Surroundings(visible, rotation, bias, given.encoded, crossing)
+            around = Surroundings(visible[layer], rotation, bias, given.encoded, crossing)
             with scope(layer=layer):
                 own = layer_parameters(parameters, layer)
                 hidden, present = block.forward(own, config, layer, hidden, past_of_layer, around)
