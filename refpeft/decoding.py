@@ -141,7 +141,7 @@ def first_position_ids(attention_mask: Shaped[Array, "batch tokens"]) -> Int[Arr
 )
 def step_attention_mask(
     attention_mask: Shaped[Array, "batch tokens"] | None, num_virtual_tokens: int
-) -> Float[Array, "batch key"] | None:
+) -> Shaped[Array, "batch key"] | None:
     """The mask of one step: ones for the virtual tokens, then the text's mask as far as the text goes now. None stays None.
 
     The text's own mask grows by a single one at each step; it never holds the virtual tokens.

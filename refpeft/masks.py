@@ -37,7 +37,7 @@ def prepare_attention_mask(
 )
 def extend_attention_mask(
     attention_mask: Shaped[Array, "batch tokens"], num_virtual_tokens: int
-) -> Float[Array, "batch key"]:
+) -> Shaped[Array, "batch key"]:
     """Ones for the virtual tokens, then the caller's mask: shape (batch, virtual + tokens). Without virtual tokens, the caller's.
 
     Dtype: float32 (torch's promotion of `torch.ones` with an integer, boolean or half mask), float64 if the mask was.

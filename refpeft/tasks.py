@@ -193,7 +193,7 @@ def text_inputs(
     config: PromptLearningConfig,
     input_ids: Int[Array, "batch tokens"],
     attention_mask: Shaped[Array, "batch tokens"] | None,
-) -> tuple[Float[Array, "batch tokens embedding"], Float[Array, "batch key"] | None]:
+) -> tuple[Float[Array, "batch tokens embedding"], Shaped[Array, "batch key"] | None]:
     """The text's embeddings, and its mask with ones for virtual tokens; a prefix stands before the decoder, not the encoder."""
     embeds, virtual = word_embeddings(base, input_ids), config.num_virtual_tokens
     if base.config.kind == "encoder_decoder" and isinstance(config, PrefixTuningConfig):

@@ -282,9 +282,7 @@ class ModelConfig:
         defaults = {
             row.keys[-1]: row.default for row in family.rows if not any(key in values for key in row.keys)
         }
-        aliased = {
-            row.keys[-1]: read[row.name] for row in family.rows if any(key in values for key in row.keys[:-1])
-        }
+        aliased = {row.keys[-1]: read[row.name] for row in family.rows if values.keys() & set(row.keys[:-1])}
         derived = family.derive(read)
         known = {entry.name for entry in fields(cls)}
         assert derived.keys() <= known, f"{family.model_type}: {derived.keys() - known} are no fields"  # noqa: S101

@@ -198,13 +198,13 @@ def _plain_name(name: str, family: Family) -> str:
 def _require_one_table(plain: Mapping[str, Any], table: str, config: ModelConfig, path: Path) -> None:
     """That both stacks read the one token table: without copies of it where HF ties them, or with equal ones."""
     for stack in ("encoder", "decoder"):
-        own = plain.get(f"{stack}.embed_tokens.weight")
-        absent = own is None and config.tie_word_embeddings
-        if table in plain and not absent and (own is None or not numpy.array_equal(own, plain[table])):
+        own = plain.get(
+            f"{stack}.embed_tokens.weight", plain.get(table) if config.tie_word_embeddings else None
+        )
+        if not numpy.array_equal(own, plain.get(table)):  # type: ignore[arg-type]
             raise CheckpointError(
-                f"The {stack} of '{path}' does not read the token table '{table}', but "
-                f"{'a table of its own' if own is not None else 'one that the file lacks: tie_word_embeddings is false'}. "
-                "refpeft's encoder-decoders have one token table."
+                f"The {stack} of '{path}' does not read the token table '{table}', which refpeft's encoder-decoders share: it has "
+                "one of its own, or none at all though tie_word_embeddings is false."
             )
 
 
