@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
+torch.set_num_threads(1)  # tiny tensors: threads only wait for one another
 
 Config = dict[str, Any]
 Draw = Callable[[Any], Any]

@@ -24,7 +24,7 @@ import refpeft  # noqa: E402
 TOLERANCE = 1e-12
 """True float64 on both sides: rounding alone, some 1e-15 per operation, over a few hundred operations in sequence."""
 ROUNDS = 50 if os.environ.get("REFPEFT_HYPOTHESIS") == "deep" else 4
-"""Of each family: a fifth of a second each, most of it HF's loading and saving."""
+"""Of each family; one takes half a second of one core."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
