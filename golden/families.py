@@ -286,10 +286,12 @@ def _bart(config: Any) -> Family:
     }
     cross = _attention("encoder_attn", "q_proj k_proj v_proj", "out_proj")
     encoder = stack("encoder", ("shared", "encoder.embed_tokens"), None)
-    return Family({
-        "encoder": encoder,
-        "decoder": stack("decoder", ("decoder.embed_tokens",), cross, **after_cross),
-    })
+    return Family(
+        {
+            "encoder": encoder,
+            "decoder": stack("decoder", ("decoder.embed_tokens",), cross, **after_cross),
+        }
+    )
 
 
 FAMILIES: dict[str, Callable[[Any], Family]] = {

@@ -106,7 +106,7 @@ def initial_parameters(
         generator: torch's CPU generator; it moves on by the draws made.
         word_embeddings: (ids) -> rows: the base model's embedding module.
         vocab_size: The number of rows of that module's table.
-        like: An array of the dtype and place that the values get. HF's are float32 whatever the base model is.
+        like: An array of the dtype and place that the values get. They are float32 values, as HF's, whatever the base model is.
 
     Source: HF peft 0.21.2 `tuners/prompt_tuning/model.py`, `PromptEmbedding.__init__`.
     How others differ: standard deviation 0.02; sampling without replacement or from the 5,000 commonest tokens.
@@ -125,7 +125,7 @@ def initial_parameters(
                     f"The tokenizer at {config.tokenizer_name_or_path} gives token id {int(ids.max())} for the init "
                     f"text, but the base model's vocabulary has {vocab_size} rows. Use the base model's own tokenizer."
                 )
-        return {EMBEDDING: word_embeddings(ids)}
+        return {EMBEDDING: word_embeddings(ids).astype("float32").astype(like.dtype)}
     return {EMBEDDING: np.full(table.shape, 0, like.dtype, like=like) + table.astype(like.dtype)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from refpeft.checkpoint import TENSOR
@@ -69,8 +69,8 @@ def _same(a: Any, b: Any) -> bool:
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
-def read_adapter(answer: Answer) -> tuple[Answer, list[Difference]]:
-    """An adapter directory that the port wrote, as tensors and document."""
+def read_adapter(answer: Answer, heads: Collection[str] = ()) -> tuple[Answer, list[Difference]]:
+    """An adapter directory that the port wrote, as tensors and document. `heads`: the heads' tensors that HF saves beside."""
     if answer.adapter is None:
         reason = 'is missing: answer with {"adapter": "…"}, the directory that the port wrote'
         return answer, [Difference("adapter", ok=False, reason=reason, clause="CK-2")]
@@ -80,9 +80,10 @@ def read_adapter(answer: Answer) -> tuple[Answer, list[Difference]]:
         document = {"config": read_json_object(answer.adapter / CONFIG_NAME, "the adapter's configuration")}
     except (OSError, ValueError, RecursionError) as error:
         return answer, [Difference("adapter", ok=False, reason=f"cannot be read: {error}", clause="CK-2")]
-    strange = sorted(set(tensors) - {TENSOR})
+    strange = sorted(set(tensors) - {TENSOR, *heads})
     problems = []
     if strange and TENSOR in tensors:  # else what is missing says what is there
-        reason = f"adapter_model.safetensors has {', '.join(strange)}; HF peft writes one tensor, {TENSOR}"
+        writes = f"the tensors {', '.join((TENSOR, *sorted(heads)))}" if heads else f"one tensor, {TENSOR}"
+        reason = f"adapter_model.safetensors has {', '.join(strange)}; HF peft writes {writes}"
         problems = [Difference("adapter", ok=False, reason=reason, clause="CK-1")]
     return Answer(tensors, document, answer.adapter), problems

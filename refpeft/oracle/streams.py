@@ -98,11 +98,13 @@ class Errors:
             return "\n".join(_lines(head + tail)[-TAIL_LINES:])
         first = _lines(head[: head.rfind(b"\n") + 1] or head)[:HEAD_LINES]
         last = _lines(tail)[-TAIL_LINES:]
-        return "\n".join([
-            *first,
-            f"… ({dropped + len(head) + len(tail)} bytes in all; the last lines:)",
-            *last,
-        ])
+        return "\n".join(
+            [
+                *first,
+                f"… ({dropped + len(head) + len(tail)} bytes in all; the last lines:)",
+                *last,
+            ]
+        )
 
     def close(self, wait: float) -> bool:
         """Whether the stream has ended, so that it can be closed."""

@@ -370,7 +370,11 @@ def alone(what: str) -> dict[str, Any]:
     """What this file prints as a program, for some of the vectors; without a number it takes all."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.run(
-        [sys.executable, __file__, what, str(SOME)], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, __file__, what, str(SOME)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
     assert process.returncode == 0, process.stderr
     return dict(json.loads(process.stdout))
