@@ -231,7 +231,9 @@ def _mask(recipe: Recipe) -> Answer:
 
 def _init(recipe: Recipe) -> Answer:
     config = CONFIGS[recipe.method](task_type=recipe.task_type, **(recipe.config or {}))
-    base = load_base(str(recipe.model), torch.float64, recipe.task_type)  # PEFT keeps rows in float32 all the same
+    base = load_base(
+        str(recipe.model), torch.float64, recipe.task_type
+    )  # PEFT keeps rows in float32 all the same
     torch.manual_seed(recipe.arguments["seed"])
     model = get_peft_model(base, config)
     result = _described(recipe, model)

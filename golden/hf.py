@@ -140,9 +140,13 @@ def _make_constants_anew(model: torch.nn.Module) -> None:
             if hasattr(module, "rope_type"):
                 _make_frequencies_anew(module)
             if isinstance(getattr(module, "embed_scale", None), torch.Tensor):
-                module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
+                scale = getattr(
+                    module, "scalar_embed_scale", model.config.hidden_size**0.5
+                )  # Gemma-3's before 5.0
+                module.embed_scale = torch.tensor(scale, dtype=torch.float64)
     for key, buffer in model.named_buffers():
-        assert key not in before or buffer is not before[key] or not buffer.is_floating_point(), (
+        anew = key not in before or buffer is not before[key]
+        assert anew or not buffer.is_floating_point() or torch.equal(buffer, buffer.round()), (
             f"HF computed the buffer {key} in float32"
         )
 
@@ -151,9 +155,7 @@ def _make_frequencies_anew(rotary: Any) -> None:
     """Of a module with one kind of rotation, or with one for each kind of layer."""
     kinds = rotary.rope_type if isinstance(rotary.rope_type, dict) else {None: rotary.rope_type}
     for layer_type, rope_type in kinds.items():
-        compute = rotary.compute_default_rope_parameters
-        if rope_type != "default":
-            compute = ROPE_INIT_FUNCTIONS[rope_type]
+        compute = ROPE_INIT_FUNCTIONS.get(rope_type) or rotary.compute_default_rope_parameters
         frequencies, _ = compute(rotary.config, **({"layer_type": layer_type} if layer_type else {}))
         prefix = f"{layer_type}_" if layer_type else ""
         for name in ("inv_freq", "original_inv_freq"):

@@ -10,7 +10,7 @@ import math
 
 import ml_dtypes
 import numpy
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 from refpeft import arrays as np
 from refpeft.arrays import Array, Float
@@ -66,7 +66,7 @@ def add_learned_positions(
     source="transformers models/opt/modeling_opt.py OPTDecoder.forward",
 )
 def position_ids_of_mask(
-    attention_mask: Float[Array, "batch key"], past: int, given: Int[Array, "batch tokens"] | None
+    attention_mask: Shaped[Array, "batch key"], past: int, given: Int[Array, "batch tokens"] | None
 ) -> Int[Array, "batch query"]:
     """OPT: how many tokens of the extended mask stand before each, −1 where it is 0; without the part for the past.
 
@@ -126,7 +126,7 @@ def alibi_slopes(heads: int) -> list[float]:
     source="transformers models/bloom/modeling_bloom.py build_alibi_tensor",
 )
 def alibi(
-    attention_mask: Float[Array, "batch key"] | None,
+    attention_mask: Shaped[Array, "batch key"] | None,
     batch_size: int,
     keys: int,
     slopes: list[float],

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy
 import pytest
-from support import relative_error, tiny_base, tiny_model
+from support import MODELS, relative_error, tiny_base, tiny_model
 
 import refpeft
 from refpeft import adapter, adapters
@@ -18,12 +18,14 @@ from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTunin
 from refpeft.errors import CheckpointError, ConfigError, InputError, RefpeftError
 from refpeft.peft_model import PeftModel, get_peft_model
 from refpeft.transformer import stack
+from refpeft.transformer.families import FAMILIES
 from refpeft.transformer.weights import word_embeddings
 
 EMBEDDING, HEAD = "prompt_encoder.embedding.weight", "base_model.lm_head.weight"
 GPT2, BERT = tiny_base(), tiny_model("bert")
 IDS = numpy.array([[5, 1, 40, 2, 2], [7, 7, 0, 3, 42]])
 MASK = numpy.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
+DECODERS = [name for name, (family, _) in MODELS.items() if FAMILIES[family].kind == "decoder"]
 
 
 def prompt(virtual: int = 3, task: str | None = "CAUSAL_LM", **fields: Any) -> PromptTuningConfig:
@@ -32,6 +34,12 @@ def prompt(virtual: int = 3, task: str | None = "CAUSAL_LM", **fields: Any) -> P
 
 def prefix(virtual: int = 3, task: str | None = "CAUSAL_LM", **fields: Any) -> PrefixTuningConfig:
     return PrefixTuningConfig(task_type=task, num_virtual_tokens=virtual, **fields)
+
+
+def fitting(family: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The width of a token table that HF's rule does not find."""
+    width = changes.get("word_embed_proj_dim") if family == "opt" else None
+    return {} if width is None else {"token_dim": width}
 
 
 def headed(virtual: int = 3) -> PromptTuningConfig:
@@ -477,6 +485,19 @@ def test_disabled_is_the_base_model(config: PromptLearningConfig) -> None:
     assert output.logits.shape == nested.shape == (2, 5, 43)
     assert [key.shape for key, _ in output.past_key_values] == [(2, 5, 5, 3)] * 3
     numpy.testing.assert_array_equal(model(IDS, MASK).logits, adapted)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_disabled_model_takes_masks_as_they_come(name: str) -> None:
+    """Nothing is put before them, so that they keep their format."""
+    family, changes = MODELS[name]
+    model = get_peft_model(tiny_model(family, **changes), prompt(**fitting(family, changes)))
+    with model.disable_adapter():
+        logits = [model(IDS, MASK.astype(kind)).logits for kind in ("float64", "int64", "bool", "float32")]
+        left = numpy.sort(MASK, axis=1)
+        assert model.generate(IDS, left, max_new_tokens=2, pad_token_id=0, eos_token_id=1).shape == (2, 7)
+    for given in logits[1:]:
+        numpy.testing.assert_array_equal(given, logits[0])
 
 
 def test_disabled_ends_with_an_error_too() -> None:

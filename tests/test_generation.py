@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from identities.strategies import padding_mask
-from support import tiny_base
+from support import MODELS, relative_error, tiny_adapter, tiny_base, tiny_model
 
+from refpeft import generation
 from refpeft.beam_search import log_softmax
 from refpeft.config import PrefixTuningConfig, PromptTuningConfig
 from refpeft.errors import InputError
@@ -152,7 +153,173 @@ def test_beams_find_nothing_worse_than_the_first_they_drop(what: dict[str, Any])
     assert output.sequences[0, TOKENS:].tolist() == list(divmod(int(total.argmax()), vocabulary))
 
 
+# ---------------------------------------------------------------- every family
+
+FAILS_WITHOUT_CACHE = {"gpt_bigcode", "opt", "gpt_neox", "llama", "gemma2", "gemma3_text", "phi", "falcon"}
+WRITERS = {name: wired for name, wired in MODELS.items() if wired[0] not in ("bert", "roberta", "electra")}
+PADDED = numpy.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+
+
+def writer(name: str, method: str, dtype: str = "float64") -> PeftModel:
+    """An adapter on a tiny model, its parameters large enough to matter."""
+    family, changes = WRITERS[name]
+    model = tiny_adapter(tiny_model(family, dtype=dtype, **changes), method)
+    random = numpy.random.default_rng(3)
+    model.load_trainable_parameters(
+        {key: random.normal(0, 1.0, value.shape) for key, value in model.trainable_parameters().items()}
+    )
+    return model
+
+
+def apart(a: GenerateOutput, b: GenerateOutput) -> float:
+    """How far logits or scores are apart, where the sequences are the same."""
+    assert a.sequences.tolist() == b.sequences.tolist()
+    if a.logits is not None:
+        return relative_error(a.logits, b.logits)
+    return relative_error(a.sequences_scores, b.sequences_scores)
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_family_writes_what_it_foresees(name: str, method: str) -> None:
+    """Greedily, each logit is what one forward pass over the whole gives; so windows, distances and cut prefixes, step by step."""
+    model, ids = writer(name, method), text(2)
+    output = generate(model, ids, PADDED)
+    assert output.logits is not None
+    if model.base.config.kind == "encoder_decoder":
+        logits = model(ids, PADDED, decoder_input_ids=output.sequences[:, :-1]).logits
+    else:
+        seen = numpy.concatenate([PADDED, numpy.ones((2, NEW - 1), int)], axis=1)
+        positions = None if method == "prompt" else forward_positions(seen)
+        logits = model(output.sequences[:, :-1], seen, position_ids=positions).logits
+    assert relative_error(output.logits, logits[:, -NEW:]) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("name", [*(name for name in WRITERS if "," not in name), "falcon, alibi"])
+def test_every_family_writes_the_same_without_a_cache(name: str, method: str) -> None:
+    """Where HF does: not beside a prefix in families that keep the cache, nor behind an encoder."""
+    model, ids, beams = writer(name, method), text(2), 2
+    behind, family = model.base.config.kind == "encoder_decoder", model.base.config.family
+    cached = generate(model, ids, PADDED, num_beams=beams)
+    if method == "prefix" and family in FAILS_WITHOUT_CACHE and name != "falcon, alibi":
+        with pytest.raises(InputError) as caught:
+            generate(model, ids, PADDED, num_beams=beams, use_cache=False)
+        assert str(caught.value) == (
+            f"use_cache=False beside a prefix fails in HF with {family}: its model keeps the cache all the same and is "
+            "given the positions of the whole text for a single token. Leave use_cache out: the tokens are the same."
+        )
+        options = {"num_beams": beams, "max_new_tokens": 1}
+        assert (
+            apart(generate(model, ids, **options), generate(model, ids, use_cache=False, **options)) < 1e-12
+        )
+    elif method == "prefix" and behind:
+        uncached = generate(model, ids, PADDED, num_beams=beams, use_cache=False)
+        with pytest.raises(AssertionError):
+            assert apart(cached, uncached) < 1e-6
+    else:
+        assert apart(cached, generate(model, ids, PADDED, num_beams=beams, use_cache=False)) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_behind_an_encoder_a_beams_score_is_that_of_its_tokens(name: str, method: str) -> None:
+    model, ids = writer(name, method), text(2)
+    output = generate(model, ids, PADDED, num_beams=3, num_return_sequences=2)
+    assert output.sequences.shape == (4, 1 + NEW)
+    again, mask = numpy.repeat(ids, 2, axis=0), numpy.repeat(PADDED, 2, axis=0)
+    logits = model(again, mask, decoder_input_ids=output.sequences[:, :-1]).logits
+    taken = numpy.take_along_axis(
+        numpy.stack([log_softmax(row) for row in logits]), output.sequences[:, 1:, None], axis=2
+    )
+    assert output.sequences_scores is not None
+    numpy.testing.assert_allclose(output.sequences_scores, taken.sum(axis=(1, 2)) / NEW, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_an_encoders_padding_may_stand_on_either_side_and_is_never_inferred(name: str) -> None:
+    model, ids = writer(name, "prefix"), text(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate(ids, PADDED[:, ::-1], max_new_tokens=2, **{**ENDLESS, "pad_token_id": int(ids[0, -1])})
+    untold = generate(model, ids, pad_token_id=int(ids[0, 0]))
+    assert apart(untold, generate(model, ids, numpy.ones_like(ids))) < 1e-12
+    if name == "t5":  # whose encoder knows distances alone
+        padding = numpy.concatenate([numpy.full((2, 2), 7), ids], axis=1)
+        mask = numpy.concatenate([numpy.zeros((2, 2), int), numpy.ones_like(ids)], axis=1)
+        assert apart(generate(model, padding, mask), generate(model, ids)) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_a_disabled_adapter_writes_as_the_base(name: str) -> None:
+    """Whatever the adapter holds; without a cache too."""
+    outputs = []
+    for method in ("prompt", "prefix") if name == "llama" else ("prefix",):
+        model = writer(name, method)
+        with model.disable_adapter():
+            outputs += [generate(model, text(2), PADDED, use_cache=cached) for cached in (True, False)]
+    assert max(apart(outputs[0], output) for output in outputs) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["bloom", "gemma2", "t5", "bart"])
+def test_every_family_in_single_precision(name: str) -> None:
+    assert generate(writer(name, "prefix", "float32"), text(0)).logits.dtype == numpy.float32  # type: ignore[union-attr]
+
+
 # ---------------------------------------------------------------- what comes back
+
+
+def test_the_start_token_comes_back_and_counts() -> None:
+    """It is the base model's own, or the caller's; `max_length` counts it and the new ones, not the text."""
+    model, ids = writer("bart", "prompt"), text(1)
+    assert generate(model, ids).sequences[:, 0].tolist() == [2, 2]
+    assert generate(model, ids, decoder_start_token_id=9).sequences[:, 0].tolist() == [9, 9]
+    assert generate(model, ids, max_new_tokens=None, max_length=4).sequences.shape == (2, 4)
+    assert generate(model, ids, max_new_tokens=None).sequences.shape == (2, 21)
+    assert generation.first_length(model.base.config, ids) == 1
+    assert generation.first_length(BASE.config, ids) == TOKENS
+
+
+def test_without_a_start_token_the_decoder_begins_as_a_text_does() -> None:
+    base = tiny_model("t5", decoder_start_token_id=None, bos_token_id=8)
+    assert generate(tiny_adapter(base), text(1)).sequences[:, 0].tolist() == [8, 8]
+    with pytest.raises(InputError) as caught:
+        generate(tiny_adapter(tiny_model("t5", decoder_start_token_id=None)), text(1))
+    assert str(caught.value) == (
+        "The base model's config.json has neither decoder_start_token_id nor bos_token_id, so that there is nothing to begin "
+        "with. Give decoder_start_token_id (T5's is its pad_token_id)."
+    )
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_forced_end_comes_last(beams: int) -> None:
+    """Where a row has not ended before; as config.json asks, unless the caller asks otherwise."""
+    base = tiny_model("bart", forced_eos_token_id=6)
+    model, ids = tiny_adapter(base, "prefix"), text(1)
+    written = model.generate(ids, max_new_tokens=NEW, num_beams=beams, eos_token_id=None)
+    assert isinstance(written, numpy.ndarray)
+    assert written[:, -1].tolist() == [6, 6]
+    freely = model.generate(
+        ids, max_new_tokens=NEW, num_beams=beams, eos_token_id=None, forced_eos_token_id=None
+    )
+    assert isinstance(freely, numpy.ndarray)
+    assert freely[:, -1].tolist() != [6, 6]
+
+
+def test_a_forced_beginning_follows_a_single_token() -> None:
+    model = writer("t5", "prompt")
+    assert generate(model, text(1), forced_bos_token_id=9).sequences[:, 1].tolist() == [9, 9]
+    alone, decoder = text(1)[:, :1], writer("llama", "prompt")
+    assert generate(decoder, alone, forced_bos_token_id=9).sequences[:, 1].tolist() == [9, 9]
+    longer = generate(decoder, text(1), forced_bos_token_id=9)
+    assert apart(longer, generate(decoder, text(1))) == 0
+
+
+def test_a_tables_end_is_no_models_end_where_positions_are_turned() -> None:
+    """HF's default length looks at max_position_embeddings all the same."""
+    model = tiny_adapter(tiny_model("llama", max_position_embeddings=TOKENS + 3))
+    assert generate(model, text(0), max_new_tokens=12).sequences.shape == (2, TOKENS + 12)
+    assert generate(model, text(0), max_new_tokens=None).sequences.shape == (2, TOKENS + 3)
 
 
 def test_rows_that_have_ended_are_filled() -> None:
@@ -224,6 +391,48 @@ def test_the_token_to_pad_with_must_be_a_token() -> None:
     with pytest.raises(InputError) as caught:
         generate(adapted("prompt"), text(0), pad_token_id=43)
     assert str(caught.value) == "pad_token_id is 43, but the base model's vocabulary has ids 0 to 42."
+
+
+@pytest.mark.parametrize("name", ["decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"])
+@pytest.mark.parametrize("token", [-1, 43])
+def test_what_begins_or_is_forced_must_be_a_token(name: str, token: int) -> None:
+    with pytest.raises(InputError) as caught:
+        generate(writer("t5", "prompt"), text(0), **{name: token})
+    assert str(caught.value) == f"{name} is {token}, but the base model's vocabulary has ids 0 to 42."
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "room", "virtual"),
+    [("prompt", {}, 37, 0), ("prefix", {}, 33, 4), ("prefix", {"use_cache": False}, 7, 4)],
+)
+def test_a_decoder_behind_an_encoder_has_positions_of_its_own(
+    method: str, options: dict[str, Any], room: int, virtual: int
+) -> None:
+    """A prompt takes none of them. A prefix without a cache takes more at every step (GN-10)."""
+    model = writer("bart", method)
+    assert generate(model, text(0), max_new_tokens=room, **options).sequences.shape == (2, 1 + room)
+    needed = virtual + (room + 1) * (room + 2) // 2 if options else virtual + room + 1
+    with pytest.raises(InputError) as caught:
+        generate(model, text(0), max_new_tokens=room + 1, **options)
+    assert str(caught.value) == (
+        f"{virtual} virtual tokens, one token to begin with and {room + 1} new ones need {needed} positions, but the base model "
+        f"has 37. Give max_new_tokens of at most {room}."
+    )
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"])
+def test_adapters_for_other_tasks_do_not_write(task: str) -> None:
+    model = tiny_adapter(tiny_model("bert"), "prefix", task)
+    expected = (
+        f"This adapter is for {task}, and generates nothing: only those for CAUSAL_LM and SEQ_2_SEQ_LM do. Call the model to "
+        "get its answer."
+    )
+    with pytest.raises(InputError) as caught:
+        model.generate(text(0), max_new_tokens=1)
+    assert str(caught.value) == expected
+    with pytest.raises(InputError) as caught:
+        generation.generate(model.parameters(), model.base, model.config, text(0))
+    assert str(caught.value) == expected
 
 
 def test_right_padding_is_warned_of_in_a_batch() -> None:
