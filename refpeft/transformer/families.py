@@ -800,6 +800,12 @@ def _t5(read: Read) -> Read:
             f"`feed_forward_proj`: {'-'.join(words)} is not a valid activation function of the dense layer. Please make sure "
             "`feed_forward_proj` is of the format `gated-{ACT_FN}` or `{ACT_FN}`, e.g. 'gated-gelu' or 'relu'"
         )
+    buckets, distance = read["relative_buckets"], read["relative_distance"]
+    if buckets < 4 or distance <= buckets // 2:
+        raise ConfigError(
+            f"relative_attention_num_buckets and relative_attention_max_distance of the base model are {buckets} and {distance}; T5's "
+            "logarithms need at least 4 buckets, and a distance beyond half of them."
+        )
     tied, scaled = read.pop("tied"), read.pop("scale_decoder_outputs")
     scaled = tied is not False if scaled is None else scaled
     layers = read["decoder_layers"] or read["num_layers"]

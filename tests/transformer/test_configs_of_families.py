@@ -400,6 +400,15 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         ("`feed_forward_proj`: double-gelu is not a valid activation function of the dense layer. Please make sure "
         "`feed_forward_proj` is of the format `gated-{ACT_FN}` or `{ACT_FN}`, e.g. 'gated-gelu' or 'relu'"),
     ),
+    *(
+        (
+            "t5",
+            {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": distance},
+            (f"relative_attention_num_buckets and relative_attention_max_distance of the base model are {buckets} and {distance}; "
+            "T5's logarithms need at least 4 buckets, and a distance beyond half of them."),
+        )
+        for buckets, distance in ((3, 100), (8, 4), (32, 10))
+    ),
     (
         "bert",
         {"problem_type": "ranking"},
@@ -512,8 +521,10 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "decoder_layers": SIZES,
     "decoder_attention_heads": st.sampled_from([2, 4]),
     "intermediate_size": SIZES,
-    **dict.fromkeys(["decoder_intermediate_size", "embedding_size", "relative_buckets"], SIZES),
-    **dict.fromkeys(["relative_distance", "token_types", "query_pre_attn_scalar", "sliding_window_pattern"], SIZES),
+    **dict.fromkeys(["decoder_intermediate_size", "embedding_size"], SIZES),
+    "relative_buckets": st.integers(4, 9),
+    "relative_distance": st.integers(5, 20),
+    **dict.fromkeys(["token_types", "query_pre_attn_scalar", "sliding_window_pattern"], SIZES),
     **dict.fromkeys(["scale_attention", "scale_attention_by_inverse_layer", "multi_query", "do_layer_norm_before"], st.booleans()),
     **dict.fromkeys(["remove_final_layer_norm", "enable_bias", "norm_affine", "use_parallel_residual"], st.booleans()),
     **dict.fromkeys(["attention_bias", "mlp_bias", "bias", "alibi", "new_decoder_architecture", "parallel_attn"], st.booleans()),
