@@ -140,10 +140,9 @@ def parameters_from(
         )
     for name, shape in wanted.items():
         if tensors[name].shape != shape:
-            what = {2: "(virtual tokens, 2 · layers · token_dim) or (virtual tokens, token_dim)"}
             raise CheckpointError(
                 f"'{name}' in '{directory}' has shape {tensors[name].shape}; with its adapter_config.json and this base model it "
-                f"must be {shape}{': ' + what[2] if name == TENSOR else ''}. Was the adapter trained for another base model?"
+                f"must be {shape}{', a row for each virtual token' if name == TENSOR else ''}. Was the adapter trained for another base model?"
             )
     renamed = {TENSOR: prompt_embedding.EMBEDDING}
     return {renamed.get(name, name): tensors[name] for name in wanted}

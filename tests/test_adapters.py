@@ -415,7 +415,7 @@ def test_what_cannot_be_loaded_changes_nothing(tmp_path: Path) -> None:
     before = model.parameters()[EMBEDDING]
     assert refusal(lambda: model.load_adapter(tmp_path / "two", "default"), CheckpointError) == (
         f"'prompt_embeddings' in '{tmp_path / 'two'}' has shape (2, 15); with its adapter_config.json and this base model it must "
-        "be (3, 15): (virtual tokens, 2 · layers · token_dim) or (virtual tokens, token_dim). Was the adapter trained for another "
+        "be (3, 15), a row for each virtual token. Was the adapter trained for another "
         "base model?"
     )
     further = refusal(lambda: model.load_adapter(tmp_path / "head", "default"), CheckpointError)

@@ -245,7 +245,7 @@ def test_a_prefix_of_another_shape(adapter: Path, shape: tuple[int, int]) -> Non
     write_tensors(adapter / WEIGHTS, {"prompt_embeddings": numpy.zeros(shape)})
     assert refused(adapter) == (
         f"'prompt_embeddings' in '{adapter}' has shape {shape}; with its adapter_config.json and this base model it must "
-        "be (4, 90): (virtual tokens, 2 · layers · token_dim). Was the adapter trained for another base model?"
+        "be (4, 90), a row for each virtual token. Was the adapter trained for another base model?"
     )
 
 
@@ -254,7 +254,7 @@ def test_a_prompt_of_another_shape(tmp_path: Path) -> None:
     write_tensors(tmp_path / WEIGHTS, {"prompt_embeddings": numpy.zeros((4, 90))})
     assert refused(tmp_path) == (
         f"'prompt_embeddings' in '{tmp_path}' has shape (4, 90); with its adapter_config.json and this base model it "
-        "must be (4, 15): (virtual tokens, token_dim). Was the adapter trained for another base model?"
+        "must be (4, 15), a row for each virtual token. Was the adapter trained for another base model?"
     )
 
 

@@ -25,7 +25,13 @@ from refpeft.oracle.explain import clause_title, explain
 from refpeft.oracle.repeat import STATE
 from refpeft.oracle.vectors import all_vectors, matches
 
-IDS = [vector.case.id for vector in in_order(all_vectors())]
+IDS = [
+    vector.case.id
+    for vector in in_order(all_vectors())
+    if vector.case.model is None or vector.case.model.startswith("gpt2")
+]
+"""What a port of GPT-2 alone is asked, as those of these tests are."""
+OTHERS = len(list(all_vectors())) - len(IDS)
 MUTANT, HONEST, LAZY, NOISY, INTERRUPTED = (
     f"oracle.fake_ports:{name}" for name in ("KeysForValues", "Honest", "Lazy", "Noisy", "Interrupted")
 )
@@ -284,7 +290,7 @@ def test_an_interrupt_shows_what_there_is() -> None:
     assert result.exit_code == common.INTERRUPTED == 130
     summary = json.loads(result.stdout)["summary"]
     assert (summary["asked"], summary["partial"], summary["counts"]) == (2, True, {"SKIPPED": 2})
-    assert (summary["partial_because"], summary["not_asked"]) == ("interrupted", 0)
+    assert (summary["partial_because"], summary["not_asked"]) == ("interrupted", OTHERS)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -333,7 +339,7 @@ def test_patterns_levels_and_methods() -> None:
     assert asked("-k", "mask/") == [i for i in IDS if "/mask/" in i]
     assert asked("-k", "mask/full", "--case", "*/mask/left-padding") == [i for i in IDS if i.endswith(("mask/full", "mask/left-padding"))]  # fmt: skip
     assert asked("-k", "prefix.encode") == [i for i in IDS if "/prefix_encode/" in i]
-    assert asked("-k", "checkpoint.s") == [v.case.id for v in in_order(all_vectors()) if v.case.question == "checkpoint.save"]  # fmt: skip
+    assert asked("-k", "checkpoint.s") == [v.case.id for v in in_order(all_vectors()) if v.case.question == "checkpoint.save" and v.case.id in IDS]  # fmt: skip
     assert asked("--level", "checkpoint", "--level", "config") == [i for i in IDS if "/checkpoint/" in i or "/config/" in i]  # fmt: skip
     assert asked("--method", "common") == [i for i in IDS if i.split("/")[1] == "common"]
     assert asked("--method", "prompt_tuning", "--level", "gradients") == [i for i in IDS if matches(i, "*/prompt_tuning/gradients/*")]  # fmt: skip
@@ -371,7 +377,9 @@ def test_what_makes_a_run_partial() -> None:
 
 def test_failing_fast() -> None:
     document = checked("-x", "-k", "prefix_encode", MUTANT, status=common.DIFFERS)
-    assert document["summary"]["asked"] == 1
+    verdicts = [case["verdict"] for case in document["cases"]]
+    assert verdicts[-1] == "NONCONFORMING"
+    assert set(verdicts[:-1]) <= {"CONFORMS"}
     assert (
         document["summary"]["partial_because"] == "only a selection was asked, stopped at the first failure"
     )
@@ -383,8 +391,10 @@ def test_failing_fast() -> None:
 
 
 def test_the_last_failures() -> None:
-    failed = [i for i in IDS if "prefix_encode" in i and "zero-init" not in i]  # keys equal values in zeros
-    checked("-k", "/mask/", "-k", "prefix_encode", MUTANT, status=common.DIFFERS)
+    first = checked("-k", "/mask/", "-k", "prefix_encode", MUTANT, status=common.DIFFERS)
+    verdicts = [(case["case"], case["verdict"]) for case in first["cases"]]
+    failed = list(dict.fromkeys(case for case, verdict in verdicts if verdict == "NONCONFORMING"))
+    assert not any("/mask/" in case or "zero-init" in case for case in failed)  # keys equal values in zeros
     again = checked("--last-failed", MUTANT, status=common.DIFFERS)
     assert ids(again) == failed
     assert again["summary"]["partial"]

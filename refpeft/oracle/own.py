@@ -146,8 +146,9 @@ def read_text(path: Path, model: OwnModel) -> dict[str, NDArray[Any]]:
             checked = task_inputs.checked(model.base.config, model.config, dict(given))
     except InputError as error:
         raise InputError(f"'{path}': {error}") from error
-    ignored = {name: given[name] for name in given if name not in checked and given[name] is not None}
-    found = {name: numpy.asarray(value) for name, value in {**checked, **ignored}.items()}
+    ignored = {name: given[name] for name in given if name not in checked}
+    every = {name: value for name, value in {**checked, **ignored}.items() if value is not None}
+    found = {name: numpy.asarray(value) for name, value in every.items()}
     return {name: found[name].astype(_stored(found[name])) for name in TEXT if name in found}
 
 

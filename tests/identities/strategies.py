@@ -7,6 +7,7 @@ to give.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -287,7 +288,9 @@ def without_virtual_tokens(case: ModelCase) -> Output:
     model = case.model()
     parameters = model.trainable_parameters()
     empty = {**parameters, EMBEDDING: parameters[EMBEDDING][:0]}
-    return peft_model.forward(empty, case.base, model.config, case.input_ids, case.mask)
+    config = copy.copy(model.config)
+    object.__setattr__(config, "num_virtual_tokens", 0)
+    return peft_model.forward(empty, case.base, config, case.input_ids, case.mask)
 
 
 def model_case(

@@ -196,6 +196,7 @@ def test_islands_and_only_they_are_computed_in_float32() -> None:
     with in_profile(WITH_ISLANDS):
         given = questions.answer(ask).tensors
     islands = {name for name in given if (step := step_of(name)) and step.name in ISLANDS}
+    islands = {name for name in islands if not name.endswith(".output")}  # a norm in BART, a sum in GPT-2
     assert len(islands) == 3 * 3 + 2
     for name, tensor in given.items():
         tensor = numpy.asarray(tensor)

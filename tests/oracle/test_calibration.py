@@ -24,7 +24,12 @@ from refpeft.oracle.questions import Arithmetic, answer, is_required
 from refpeft.oracle.vectors import Vector, all_vectors
 from refpeft.steps import definition, replaced
 
-VECTORS = [v for v in all_vectors() if v.case.question in ("forward", "gradients", "checkpoint.load")]
+VECTORS = [
+    v
+    for v in all_vectors()
+    if v.case.question in ("forward", "gradients", "checkpoint.load") and str(v.case.model).startswith("gpt2")
+]
+"""Of GPT-2, whose steps the variants below are."""
 if os.environ.get("REFPEFT_HYPOTHESIS") != "deep":
     VECTORS = VECTORS[::6]
 NORMS = ("block.input_norm", "block.post_attention_norm", "decoder.final_norm")

@@ -77,7 +77,7 @@ def test_who_can_answer() -> None:
 
     assert able(questions=["mask"]) == {v.case.id for v in VECTORS if v.case.question == "mask"}
     assert able(methods=["prompt_tuning"]) == {v.case.id for v in VECTORS if v.case.method != "prefix_tuning"}
-    without = able(families=["llama"])
+    without = able(families=["mamba"])
     assert without == {v.case.id for v in VECTORS if v.case.model is None}
     assert find("mask/full").case.id in without
     assert find("prefix_tuning/config/minimal").case.id in without, "its base model is a document"

@@ -351,8 +351,8 @@ def test_a_safetensors_file_that_begins_with_a_brace(model: OwnModel, tmp_path: 
 
 BAD_INPUTS: dict[str, tuple[str, str]] = {
     "broken": ("{", "'{file}' is not valid JSON: Expecting property name enclosed in double quotes, line 1, column 2. Correct the inputs there, or write it anew."),
-    "no ids": ('{"labels": [[1]]}', "'{file}' has no input_ids; give input_ids, and if you like attention_mask, labels, position_ids."),
-    "more": ('{"input_ids": [[1]], "token_type_ids": [[0]]}', "'{file}' also holds token_type_ids; give input_ids, and if you like attention_mask, labels, position_ids."),
+    "no ids": ('{"labels": [[1]]}', "'{file}' has no input_ids; give input_ids, and if you like attention_mask, labels, position_ids, token_type_ids, decoder_input_ids, decoder_attention_mask, start_positions, end_positions."),
+    "more": ('{"input_ids": [[1]], "inputs_embeds": [[0]]}', "'{file}' also holds inputs_embeds; give input_ids, and if you like attention_mask, labels, position_ids, token_type_ids, decoder_input_ids, decoder_attention_mask, start_positions, end_positions."),
     "out of range": ('{"input_ids": [[1, 999]]}', "'{file}': input_ids[0, 1] is 999, but the base model's vocabulary has ids 0 to 66. Use the base model's own tokenizer."),
     "one row": ('{"input_ids": [1, 2]}', "'{file}': input_ids must have shape (batch, tokens), got (2,)."),
     "ragged": ('{"input_ids": [[1, 2], [3]]}', "'{file}': input_ids must be one array, but its rows have different lengths. Pad them."),
