@@ -42,8 +42,9 @@ def naive_loss(logits: Any, labels: Any) -> float:
     return math.fsum(terms) / len(terms)
 
 
-def logits_of(base: BaseModel, *arguments: Any) -> Any:
-    return stack.forward(base.parameters, base.config, *arguments).hidden @ base.parameters["head.weight"].T
+def logits_of(base: BaseModel, embeds: Any, mask: Any, past: Any = None, positions: Any = None) -> Any:
+    decoded = stack.forward(base.parameters, base.config, embeds, mask, past, stack.Given(positions))
+    return decoded.hidden @ base.parameters["head.weight"].T
 
 
 def test_prompt_tuning_is_the_base_on_virtual_tokens_and_text() -> None:
@@ -189,7 +190,7 @@ def test_sample_vocab_takes_rows_of_the_base() -> None:
         task_type="CAUSAL_LM", prompt_tuning_init="SAMPLE_VOCAB", num_virtual_tokens=30
     )
     table = get_peft_model(BASE, config, seed=1).trainable_parameters()[EMBEDDING]
-    vocabulary = {tuple(row) for row in BASE.parameters["embeddings.tokens.weight"]}
+    vocabulary = {tuple(row) for row in BASE.parameters["embeddings.tokens.weight"].astype("float32")}
     assert {tuple(row) for row in table} <= vocabulary
     assert len({tuple(row) for row in table}) > 5
 
@@ -214,13 +215,16 @@ def test_the_callers_configuration_is_left_alone() -> None:
         (
             PromptTuningConfig(),
             (
-                "task_type is None; this version of refpeft computes CAUSAL_LM. (With None, HF's get_peft_model raises "
-                "KeyError and its PeftModel never injects the prompt.)"
+                "task_type is None: HF's get_peft_model then raises KeyError, and its PeftModel runs the base model without the "
+                "prompt. Give one of CAUSAL_LM, SEQ_CLS, TOKEN_CLS, QUESTION_ANS, FEATURE_EXTRACTION."
             ),
         ),
         (
             PromptTuningConfig(task_type="SEQ_CLS"),
-            "task_type is 'SEQ_CLS'; this version of refpeft computes CAUSAL_LM.",
+            (
+                "The base model's checkpoint has no complete head 'score' for SEQ_CLS. Load the model with transformers' "
+                "AutoModelForSequenceClassification and save it again with save_pretrained(directory)."
+            ),
         ),
         (
             PromptTuningConfig(task_type="CAUSAL_LM", num_transformer_submodules=2),
