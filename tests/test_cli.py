@@ -165,10 +165,10 @@ def test_validating() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-k", "nonsense"], f"No case matches; `refpeft list` shows all {len(IDS)}."),
-        (["-k", "prefix.encde"], f"No case matches; nearest are prefix.encode, prefix_encode, prefix-encoder; `refpeft list` shows all {len(IDS)}."),
-        (["-k", "mask/fulll"], f"No case matches; nearest are mask/full, common/mask/full; `refpeft list` shows all {len(IDS)}."),
-        (["-k", "mask/", "--method", "prompt_tuning"], f"No case matches; `refpeft list` shows all {len(IDS)}."),
+        (["-k", "nonsense"], f"No case matches; `refpeft list` shows all {len(IDS) + OTHERS}."),
+        (["-k", "prefix.encde"], f"No case matches; nearest are prefix.encode, prefix_encode, prefix-encoder; `refpeft list` shows all {len(IDS) + OTHERS}."),
+        (["-k", "mask/fulll"], f"No case matches; nearest are mask/full, common/mask/full; `refpeft list` shows all {len(IDS) + OTHERS}."),
+        (["-k", "mask/", "--method", "prompt_tuning"], f"No case matches; `refpeft list` shows all {len(IDS) + OTHERS}."),
         (["-k", "mask", "--profile", "float64", HONEST], "The port declares the profiles float32, not float64."),
         (["--profile", "float64-islands"], "The port declares the profiles float32, float64, not float64-islands."),
         (["--last-failed"], NO_RECORD),

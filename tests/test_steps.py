@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy
 import pytest
-from support import tiny_base
+from support import (
+    MODELS,
+    TOKENS_OF_DECODER,
+    TOKENS_OF_TEXT,
+    VIRTUAL,
+    tasks_of,
+    tiny_adapter,
+    tiny_base,
+    tiny_model,
+    tiny_question,
+)
 
 from refpeft import arrays, peft_model, prompt_embedding, steps, training
 from refpeft.config import PrefixTuningConfig, PromptTuningConfig
@@ -24,6 +34,7 @@ PREFIX = PrefixTuningConfig(
 ALPHABET = {
     *("batch", "query", "key", "heads", "kv_heads", "head_dim", "width", "hidden", "intermediate", "vocab"),
     *("virtual", "tokens", "prefix_width", "encoder_hidden", "rows", "sequences", "length", "new_tokens"),
+    *("embedding", "labels", "encoder_key", "decoder_tokens"),
 }
 
 
@@ -238,8 +249,8 @@ def test_exceptions_end_recording_replacement_and_scope() -> None:
 # ---------------------------------------------------------------- the real table
 
 
-def ask_everything() -> None:
-    """Run every step that there is: both methods, forward and backward, and the initialisation from a text."""
+def ask_gpt2() -> None:
+    """Both methods, forward and backward, and the initialisation from a text."""
     base = tiny_base()
     for config in (PROMPT, PREFIX):
         model = get_peft_model(base, config)
@@ -247,11 +258,23 @@ def ask_everything() -> None:
     prompt_embedding.fit_token_ids(numpy.array([1, 2]), 3)
 
 
+def ask_every_family() -> None:
+    """And every step of every family and task, forward."""
+    for family, changes in MODELS.values():
+        base = tiny_model(family, **changes)
+        for task in tasks_of(family):
+            for method in ("prompt", "prefix"):
+                model = tiny_adapter(base, method, task)
+                model(**tiny_question(model))
+
+
 def generate_everything() -> None:
-    """And every step of generating: greedily with a mask to infer, with beams that end."""
+    """And every step of generating: greedily with a mask to infer, with beams that end, behind an encoder."""
     model = get_peft_model(tiny_base(), PREFIX)
     model.generate(IDS, max_new_tokens=2, eos_token_id=1, pad_token_id=7)
     model.generate(IDS, MASK, max_new_tokens=2, num_beams=2, eos_token_id=1)
+    behind = tiny_adapter(tiny_model("bart"), "prefix")
+    behind.generate(IDS, MASK, max_new_tokens=2, forced_eos_token_id=1)
 
 
 def train_everything() -> None:
@@ -276,8 +299,9 @@ def test_every_replacement_is_called() -> None:
         return run
 
     with steps.replaced({name: counted(name) for name in steps.STEPS}):
-        ask_everything()
+        ask_gpt2()
         assert calls["attention.key_states"] == calls["prefix.key"] * 2 == 6
+        ask_every_family()
         generate_everything()
         train_everything()
     assert set(calls) == set(steps.STEPS)
@@ -344,37 +368,74 @@ def test_recording_while_differentiating_gives_the_same_stages(config: Any) -> N
         assert isinstance(stage, numpy.ndarray | numpy.generic), name
 
 
-SIZES = {
-    "batch": 2,
-    "heads": 5,
-    "kv_heads": 5,
-    "head_dim": 3,
-    "width": 15,
-    "hidden": 15,
-    "intermediate": 22,
-    "vocab": 43,
-    "virtual": 4,
-    "tokens": 5,
-    "prefix_width": 90,
-    "encoder_hidden": 11,
-    "key": 9,
-}
+def row_of(stage: str) -> steps.Step:
+    """A step that gives a stage; where several do, they have the same axes."""
+    template = re.sub(r"^(encoder|decoder)\.", "{stack}.", re.sub(r"layers\.\d+", "layers.{layer}", stage))
+    template = re.sub(r"\.(cross_)?attention\.", ".{attention}.", template)
+    template = re.sub(r"^inputs\.(decoder_)?", "inputs.{which}", template)
+    found = [
+        row
+        for row in steps.STEPS.values()
+        if row.stage in (stage, template, template.replace("{attention}", "attention"))
+    ]
+    assert found, stage
+    return found[0]
 
 
-@pytest.mark.parametrize("config", [PROMPT, PREFIX], ids=["prompt", "prefix"])
-def test_a_recorded_stage_has_the_axes_that_its_step_declares(config: Any) -> None:
-    sizes = {**SIZES, "query": 9 if config is PROMPT else 5}
-    for name, stage in recorded(config).items():
-        template = re.sub(r"^decoder\.layers\.\d+", "{stack}.layers.{layer}", name)
-        template = re.sub(r"^prefix\.layers\.\d+", "prefix.layers.{layer}", template)
-        (row,) = [row for row in steps.STEPS.values() if row.stage == template]
-        assert numpy.shape(stage) == tuple(sizes[axis] for axis in row.axes), name
+def sizes_of(model: PeftModel, stage: str) -> dict[str, int]:
+    """The sizes of the axes of a stage, of a question by `tiny_question`."""
+    prompt, both = isinstance(model.config, PromptTuningConfig), model.base.config.kind == "encoder_decoder"
+    in_decoder = stage.startswith(("decoder.", "logits", "inputs.decoder_"))
+    config = model.base.config.stack("decoder" if in_decoder else "encoder")
+    encoder = TOKENS_OF_TEXT + (VIRTUAL if prompt else 0)
+    own = TOKENS_OF_DECODER if both and in_decoder else TOKENS_OF_TEXT
+    with_virtual = not both or in_decoder != prompt
+    key = own + (VIRTUAL if with_virtual else 0)
+    query = own + (VIRTUAL if with_virtual and prompt else 0)
+    layer = re.search(r"layers\.(\d+)", stage)
+    window = config.window(int(layer[1])) if layer else config.window(0)
+    cut = max(0, VIRTUAL - window + 1) if window and config.cuts_prefix and not prompt else 0
+    if cut and (
+        stage.startswith("prefix.layers.") or re.search(r"(_states|scores|weights|sliding_visible)$", stage)
+    ):
+        key, virtual = key - cut, VIRTUAL - cut
+    else:
+        virtual = VIRTUAL * (2 if both and prompt else 1)
+    if ".cross_attention." in stage:
+        key, query = encoder, encoder if stage.endswith((".key", ".value")) else query
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    hidden = (
+        config.embedding_width if stage in ("prompt.embeddings", "inputs.embeddings") else config.hidden_size
+    )
+    return {
+        "batch": 2, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "width": heads * head_dim, "hidden": hidden,
+        "embedding": config.embedding_width, "intermediate": config.intermediate_size, "vocab": config.vocab_size,
+        "labels": config.num_labels, "virtual": virtual, "tokens": own, "decoder_tokens": own, "encoder_key": encoder,
+        "prefix_width": 2 * (model.config.num_layers or 0) * kv_heads * head_dim, "encoder_hidden": 9, "query": query, "key": key,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["prompt", "projected"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_recorded_stage_has_the_axes_that_its_step_declares(name: str, method: str) -> None:
+    family, changes = MODELS[name]
+    base = tiny_model(family, **changes)
+    for task in tasks_of(family):
+        model = tiny_adapter(base, method, task)
+        with steps.recording() as stages:
+            model(**tiny_question(model))
+        for stage, value in stages.items():
+            row, sizes = row_of(stage), sizes_of(model, stage)
+            assert numpy.shape(value) == tuple(sizes[axis] for axis in row.axes), (task, stage)
 
 
 def test_every_row_of_the_table_is_well_formed() -> None:
     assert peft_model  # the module that imports all steps
-    stages = [row.stage for row in steps.STEPS.values() if row.stage]
-    assert len(stages) == len(set(stages))
+    by_stage: dict[str, set[tuple[str, ...]]] = {}
+    for row in steps.STEPS.values():
+        by_stage.setdefault(row.stage, set()).add(row.axes)
+    for stage, axes in by_stage.items():  # families reach a stage by different steps, with the same axes
+        assert len(axes) == 1 or not stage, stage
     for name, row in steps.STEPS.items():
         assert row.name == name
         assert re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", name), name
@@ -382,6 +443,8 @@ def test_every_row_of_the_table_is_well_formed() -> None:
         assert {field for _, field, *_ in string.Formatter().parse(row.stage)} <= {
             "stack",
             "layer",
+            "attention",
+            "which",
             "step",
             "parameter",
             None,
