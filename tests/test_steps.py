@@ -407,6 +407,7 @@ def sizes_of(model: PeftModel, stage: str) -> dict[str, int]:
     hidden = (
         config.embedding_width if stage in ("prompt.embeddings", "inputs.embeddings") else config.hidden_size
     )
+    hidden = config.output_width if stage == "last_hidden_state" else hidden
     return {
         "batch": 2, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "width": heads * head_dim, "hidden": hidden,
         "embedding": config.embedding_width, "intermediate": config.intermediate_size, "vocab": config.vocab_size,
