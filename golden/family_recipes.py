@@ -340,7 +340,7 @@ def _tasks() -> list[Recipe]:
         model: str, task: str, name: str, title: str, clauses: str, question: str = "forward", **options: Any
     ) -> None:
         for adapter in ("prompt", "prefix"):
-            batches = SEVERAL if task in ("SEQ_CLS", "QUESTION_ANS") else SMALL
+            batches = {"SEQ_CLS": SEVERAL, "QUESTION_ANS": SEVERAL[1:]}.get(task, SMALL)
             recipes.append(
                 case(
                     model,
@@ -372,6 +372,7 @@ def _tasks() -> list[Recipe]:
             "a head's gradients beside the virtual tokens'",
             "CF-9",
             "gradients",
+            padding="right",
         )
     both(
         "llama-linear",

@@ -420,6 +420,25 @@ def test_a_decoder_behind_an_encoder_has_positions_of_its_own(
     )
 
 
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma2"])
+def test_a_window_of_one_token_does_not_fit_hfs_cache(family: str) -> None:
+    """Beside a prefix, HF's cache knows of no windows, except Gemma's."""
+    base = tiny_model(family, sliding_window=1)
+    for method in ("prompt", "prefix") if family != "gemma2" else ("prompt",):
+        model = tiny_adapter(base, method)
+        assert generate(model, text(0), max_new_tokens=1).sequences.shape == (2, TOKENS + 1)
+        assert generate(model, text(0), max_new_tokens=2, use_cache=False).sequences.shape == (2, TOKENS + 2)
+        if method == "prefix":
+            assert generate(model, text(0)).sequences.shape == (2, TOKENS + NEW)
+            continue
+        with pytest.raises(InputError) as caught:
+            generate(model, text(0))
+        assert str(caught.value) == (
+            "The base model has layers with a sliding_window of 1. HF's cache keeps everything for them, and from the second "
+            "new token on its mask hides nothing of it. Give use_cache=False."
+        )
+
+
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"])
 def test_adapters_for_other_tasks_do_not_write(task: str) -> None:
     model = tiny_adapter(tiny_model("bert"), "prefix", task)

@@ -99,6 +99,24 @@ def test_every_wiring_is_compared_without_a_cache() -> None:
     assert set(WIRINGS) >= {*FAILING, *WRITERS}
 
 
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "gemma2", "gemma3_text"])
+def test_hfs_cache_forgets_a_window_of_one_token(name: str, tmp_path: Path) -> None:
+    """Later steps see everything in such layers, or fail. Without a cache it is right; beside Mistral's prefix too."""
+    model_ = model(name, PROMPT, sliding_window=1)
+    assert compare(padded(model_, use_cache=False), tmp_path / "uncached") < TOLERANCE
+    assert compare(padded(model_, max_new_tokens=1), tmp_path / "first") < TOLERANCE
+    what = padded(model_)
+    ours, theirs = both_sides(model_, tmp_path / "cached")
+    expected = ask_hf(theirs, make_text(what), what.options)
+    right = ask_refpeft(ours, make_text(what), {**what.options, "use_cache": False})
+    assert right.logits is not None
+    assert relative_error(right.logits[:, 1], expected.logits[1].numpy()) > 1e-3
+    with pytest.raises(InputError, match="sliding_window of 1"):
+        ask_refpeft(ours, make_text(what), what.options)
+    if name in ("mistral", "qwen2"):
+        assert compare(padded(model(name, PREFIX, sliding_window=1)), tmp_path / "prefix") < TOLERANCE
+
+
 # ---------------------------------------------------------------- defaults
 
 
