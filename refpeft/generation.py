@@ -185,13 +185,19 @@ def _check_tokens(model: ModelConfig, options: GenerationConfig) -> None:
 
 
 def _check_cache(adapted: Adapted, longest: int, options: GenerationConfig) -> None:
-    """Refused where HF fails at the second step (specs/stricter.md)."""
+    """Refused where HF fails at the second step, or sees there what a window hides (specs/stricter.md)."""
     model = adapted.base.config
     fails = model.family in KEEPS_CACHE and model.positions in ("learned", "rotary")
     if adapted.hands_cache and not options.use_cache and longest > 1 and fails:
         raise InputError(
             f"use_cache=False beside a prefix fails in HF with {model.family}: its model keeps the cache all the same and is "
             "given the positions of the whole text for a single token. Leave use_cache out: the tokens are the same."
+        )
+    cut = not adapted.hands_cache or model.cuts_prefix
+    if cut and options.use_cache and longest > 1 and 1 in (model.sliding_windows or ()):
+        raise InputError(
+            "The base model has layers with a sliding_window of 1. HF's cache keeps everything for them, and from the second new "
+            "token on its mask hides nothing of it. Give use_cache=False."
         )
 
 
