@@ -17,17 +17,9 @@ from jaxtyping import Bool, Int
 
 from refpeft import arrays as np
 from refpeft.arrays import Array, Float
-from refpeft.decoding import (
-    Adapted,
-    GenerationConfig,
-    State,
-    advance,
-    force_tokens,
-    is_finished,
-    largest,
-    process_scores,
-)
+from refpeft.decoding import Adapted, GenerationConfig, State, advance
 from refpeft.steps import step
+from refpeft.token_scores import force_tokens, is_finished, largest, process_scores
 from refpeft.transformer.block import KeyValue
 
 IMPOSSIBLE = -1e9

@@ -1,4 +1,4 @@
-"""What every way of generating shares: the inputs of each step, and the choice of the largest scores.
+"""What every way of generating shares: the inputs of each step, and how the base model answers it.
 
 Follows HF peft 0.21.2 `peft_model.py` (`PeftModelForCausalLM.generate`, `prepare_inputs_for_generation`) and
 transformers 5.23.0 `generation/utils.py` (`GenerationMixin.generate`, `_sample`). Where they disagree with one another,
@@ -41,12 +41,8 @@ __all__ = [
     "begin_behind_encoder",
     "decoder_start",
     "first_position_ids",
-    "force_tokens",
     "grow",
     "infer_attention_mask",
-    "is_finished",
-    "largest",
-    "process_scores",
     "step_attention_mask",
     "step_position_ids",
 ]

@@ -23,13 +23,10 @@ from refpeft.decoding import (
     advance,
     begin,
     begin_behind_encoder,
-    force_tokens,
-    is_finished,
-    largest,
-    process_scores,
 )
 from refpeft.errors import InputError
 from refpeft.steps import step
+from refpeft.token_scores import force_tokens, is_finished, largest, process_scores
 from refpeft.transformer.config import ModelConfig
 from refpeft.transformer.weights import BaseModel
 

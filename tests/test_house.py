@@ -69,6 +69,7 @@ FLOORS = [
         "generation_config",
         "beam_search",
         "decoding",
+        "token_scores",
     },
     {"training", "training_arguments"},
     {"trainer", "training_checkpoint"},

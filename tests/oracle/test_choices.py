@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy
 import pytest
 
-from refpeft.decoding import largest
 from refpeft.oracle.choices import Choice, recorded, repeated
+from refpeft.token_scores import largest
 
 SCORES = numpy.array([[1.0, 4.0, 3.5, 0.0], [2.0, -numpy.inf, -numpy.inf, -1e9]])
 
