@@ -183,7 +183,6 @@ LONG = {
     "refpeft.arrays": 400,  # the one door to NumPy and autograd: two would be none
     "refpeft.config": 450,  # two classes with every field documented under itself, as HF's
     "refpeft.torch_random": 400,  # a port of torch's generator; most of it is prose
-    "refpeft.decoding": 390,  # one step of generation and what each step is given, before and behind an encoder
     "refpeft.oracle.examine": 370,  # every way in which a file of a user can be wrong, in one order
     "refpeft.oracle.judge": 360,  # asking, comparing and naming what differs
     "refpeft.oracle.lint": 370,  # a rule for each clause of vectors.md
