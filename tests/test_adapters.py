@@ -240,6 +240,10 @@ def test_the_first_head_is_used_at_once_by_whatever_adapter_is_active() -> None:
     values = model.trainable_parameters()
     model.load_trainable_parameters({**values, HEAD: 2 * values[HEAD]})
     assert relative_error(model(IDS).logits, 2 * before) < 1e-14
+    other = get_peft_model(GPT2, headed()).parameters()[EMBEDDING]
+    numpy.testing.assert_array_equal(
+        model._adapters.every["b"].prompt[EMBEDDING], other
+    )  # only its head is loaded
     model.set_adapter("default")
     assert state(model) == ("default", None, False, ["default", "b"])
     numpy.testing.assert_array_equal(model(IDS).logits, before)
@@ -249,10 +253,11 @@ def test_the_first_head_is_used_at_once_by_whatever_adapter_is_active() -> None:
     with pytest.warns(UserWarning, match="Adapter b was active"):
         model.delete_adapter("b")
     assert state(model) == ("default", None, False, ["default"])
+    model.add_adapter("plain", prompt())
     model.add_adapter("c", headed())  # the wrapper is still there, and nothing activates it
-    assert state(model) == ("default", None, False, ["default", "c"])
+    assert state(model) == ("default", None, False, ["default", "plain", "c"])
     model.set_adapter("c")
-    assert state(model) == ("c", "c", True, ["default", "c"])
+    assert state(model) == ("c", "c", True, ["default", "plain", "c"])
 
 
 def test_adding_freezes_the_used_head_until_an_adapter_with_one_is_added() -> None:
@@ -270,6 +275,8 @@ def test_loading_freezes_the_used_head(tmp_path: Path) -> None:
     model = get_peft_model(BERT, prompt(3, "SEQ_CLS"))
     model.save_pretrained(tmp_path)
     model.load_adapter(tmp_path, "b")
+    assert model.config.modules_to_save == ["classifier", "score"] * 2
+    assert model.peft_config["b"].modules_to_save == ["classifier", "score"] * 3
     assert state(model) == ("default", "default", False, ["default", "b"])
     model.add_adapter("c", prompt(3, "SEQ_CLS"))
     assert state(model) == ("default", "default", True, ["default", "b", "c"])

@@ -230,6 +230,14 @@ def test_the_first_tokens_of_a_longer_text(tmp_path: Path) -> None:
     )
 
 
+def test_a_text_is_cut_between_its_special_tokens(tmp_path: Path) -> None:
+    model, tokenizer = get_peft_model(GPT2, prefix(3)), make_tokenizer(tmp_path / "tokenizer")
+    flat = initialize_kv_prefix_from_text(model, tokenizer, text="t9 t8 t7", max_length=3)
+    with model.disable_adapter():
+        past = model(numpy.array([[1, 9, 2]])).past_key_values
+    assert relative_error(flat, prompt_embeddings_from_past_key_values(past, num_virtual_tokens=3)) < 1e-14
+
+
 def test_what_a_cache_keeps_of_a_window() -> None:
     """Window 4: the last three positions, of every family; the first of these are taken, whatever their places in the text."""
     for family in ("mistral", "gemma2"):
