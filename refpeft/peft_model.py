@@ -225,7 +225,7 @@ class PeftModel:
         """How many numbers are trained: the first of `get_nb_trainable_parameters`."""
         return self.get_nb_trainable_parameters()[0]
 
-    def add_adapter(self, adapter_name: str, config: PromptLearningConfig, seed: int = 0) -> None:
+    def add_adapter(self, adapter_name: str, peft_config: PromptLearningConfig, seed: int = 0) -> None:
         """Add a new adapter of the same method and task, with the values that `torch.manual_seed(seed)` gives HF. Clause AD-1.
 
         It is not active: `set_adapter` makes it so.
@@ -234,8 +234,8 @@ class PeftModel:
             InputError: the name is taken, or is none.
             ConfigError: another method or task; or as `get_peft_model`.
         """
-        adapters.require_new(self._adapters, adapter_name, config)
-        new = adapter.drawn(self.base, config, seed, first=False)
+        adapters.require_new(self._adapters, adapter_name, peft_config)
+        new = adapter.drawn(self.base, peft_config, seed, first=False)
         self._adapters = adapters.added(self._adapters, adapter_name, new)
 
     def load_adapter(self, directory: str | Path, adapter_name: str) -> None:
