@@ -25,6 +25,8 @@ from refpeft.transformer.weights import HEAD, HEADS, TOKENS, BaseModel, paramete
 
 REQUIRED = frozenset(filter(None, os.environ.get("REFPEFT_REQUIRE", "").split(",")))
 """What must be there: in `.ci/run` a test may not skip for want of these."""
+EVERY_CASE = os.environ.get("REFPEFT_CASES") == "all"
+"""Studies take every golden case and print the figures that specs/ quotes; else a few, as fits a test."""
 
 
 def need(name: str) -> Any:

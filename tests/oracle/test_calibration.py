@@ -1,6 +1,6 @@
 """Whether C = 8 and C = 16 (clause JG-3) separate honest ports from the mildest mistakes, measured on the golden vectors.
 
-Run with `-s` and REFPEFT_HYPOTHESIS=deep, which takes all cases instead of every sixth, to see the figures that
+Run with `-s` and REFPEFT_CASES=all, which takes all cases instead of every sixth, to see the figures that
 specs/judging.md quotes: the worst honest error and the mildest mistake, in budgets.
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy
 import pytest
+from support import EVERY_CASE
 
 from refpeft import arrays as np
 from refpeft.oracle import budget
@@ -30,7 +30,7 @@ VECTORS = [
     if v.case.question in ("forward", "gradients", "checkpoint.load") and str(v.case.model).startswith("gpt2")
 ]
 """Of GPT-2, whose steps the variants below are."""
-if os.environ.get("REFPEFT_HYPOTHESIS") != "deep":
+if not EVERY_CASE:
     VECTORS = VECTORS[::6]
 NORMS = ("block.input_norm", "block.post_attention_norm", "decoder.final_norm")
 Steps = dict[str, Callable[..., Any]]

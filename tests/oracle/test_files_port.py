@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy
 import pytest
-from hypothesis import settings
+from support import EVERY_CASE
 
 from refpeft import __version__
 from refpeft.oracle import questions
@@ -71,9 +71,9 @@ def judged(
 
 
 def of_every_kind() -> list[Vector]:
-    """Every case in the deep profile of conftest.py; else the first of each question, method and set of files."""
+    """Every case if REFPEFT_CASES says so; else the first of each question, method and set of files."""
     vectors = in_order(all_vectors())
-    if settings.default is settings.get_profile("deep"):
+    if EVERY_CASE:
         return vectors
     kinds = {
         (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy
 import pytest
 from oracle.own_models import KINDS, adapter_directory, base_directory
 from oracle.test_calibration import HONEST, MISTAKEN
+from support import EVERY_CASE
 
 from refpeft.oracle import budget, questions
 from refpeft.oracle.budget import PROFILES, Floor, in_profile
@@ -22,7 +22,6 @@ from refpeft.oracle.together import MOVES, Replay, Shared, Together, floor_of
 from refpeft.steps import replaced
 from refpeft.stored import Stored
 
-DEEP = os.environ.get("REFPEFT_HYPOTHESIS") == "deep"
 MODELS = ("gpt2-odd", "gpt2-even", "gpt2-aligned")
 
 
@@ -199,11 +198,11 @@ def spent(
 
 @pytest.mark.parametrize("profile", ["float32", "float64"])
 def test_honest_variants_stay_inside_and_mild_mistakes_out(vectors: Any, profile: str) -> None:
-    """With REFPEFT_HYPOTHESIS=deep every question with logits on every golden model: the figures of specs/judging.md."""
+    """With REFPEFT_CASES=all every question with logits on every golden model: the figures of specs/judging.md."""
     honest: list[float] = []
     mistaken: dict[str, list[float]] = {name: [] for name in MISTAKEN}
     for which, of_model in vectors.items():
-        asked = of_model if DEEP else of_model[1:2] if which[0] != "gpt2-aligned" else []
+        asked = of_model if EVERY_CASE else of_model[1:2] if which[0] != "gpt2-aligned" else []
         for vector in asked:
             names = [name for name in vector.case.tensors if is_required(vector.case.question, name)]
             known = expected(ask_of(vector), profile, names)

@@ -1,16 +1,17 @@
 """Whether C = 16 for training (clause TR-8) separates honest loops from mild mistakes, measured on the golden vectors.
 
-Run with `-s` and REFPEFT_HYPOTHESIS=deep, which takes every case, to see the figures that specs/training.md quotes: the worst honest error and the mildest mistake, in budgets.
+Run with `-s` and REFPEFT_CASES=all, which takes every case, to see the figures that specs/training.md quotes: the worst honest
+error and the mildest mistake, in budgets.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy
 import pytest
+from support import EVERY_CASE
 
 from refpeft import arrays as np
 from refpeft.oracle import budget
@@ -21,13 +22,12 @@ from refpeft.oracle.questions import Arithmetic, answer, is_required
 from refpeft.oracle.vectors import Vector, all_vectors
 from refpeft.steps import definition, replaced
 
-DEEP = os.environ.get("REFPEFT_HYPOTHESIS") == "deep"
 VECTORS = sorted(
     (vector for vector in all_vectors() if vector.case.question == "training"),
     key=lambda vector: (vector.case.dims["layers"], "everything" not in vector.case.id),
 )
 """First the one that shows most mistakes."""
-DTYPES = ["float32", "float64"] if DEEP else ["float32"]
+DTYPES = ["float32", "float64"] if EVERY_CASE else ["float32"]
 Steps = dict[str, Callable[..., Any]]
 
 
@@ -205,7 +205,7 @@ def worst_honest(vector: Vector, name: str, dtype: str) -> float:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_loops_stay_well_within_budget(name: str, dtype: str) -> None:
-    worst = max(worst_honest(vector, name, dtype) for vector in (VECTORS if DEEP else VECTORS[:1]))
+    worst = max(worst_honest(vector, name, dtype) for vector in (VECTORS if EVERY_CASE else VECTORS[:1]))
     print(f"\n{dtype}: {name}: at most {worst:.2f} budgets")
     assert worst < 0.1
 
@@ -216,7 +216,7 @@ def test_mistakes_exceed_it(name: str, dtype: str) -> None:
     found = []
     for vector in VECTORS:
         found.append(spent(vector, MISTAKEN[name], dtype))
-        if found[-1] > 1 and not DEEP:
+        if found[-1] > 1 and not EVERY_CASE:
             break
     over = sum(ratio > 1 for ratio in found)
     print(f"\n{dtype}: {name}: {over} of {len(found)} cases, the clearest {max(found):.3g} budgets")

@@ -316,8 +316,8 @@ def test_a_stack_with_a_token_table_of_its_own(family: str, stack: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         read({**hf_tensors(base), **own}, base.config)
     assert str(caught.value) == (
-        f"The {stack} of 'model.safetensors' does not read the token table 'shared.weight', but a table of its own. refpeft's "
-        "encoder-decoders have one token table."
+        f"The {stack} of 'model.safetensors' does not read the token table 'shared.weight', which refpeft's encoder-decoders share: "
+        "it has one of its own, or none at all though tie_word_embeddings is false."
     )
 
 
