@@ -6,8 +6,11 @@ import contextlib
 import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from refpeft.config import CONFIG_NAME, TASK_TYPES
 from refpeft.errors import RefpeftError
+from refpeft.files import read_json_object
 from refpeft.oracle.own import OwnVector
 from refpeft.oracle.protocol import StartAnswer
 from refpeft.oracle.questions import COMMON, QUESTIONS, Ask, answer
@@ -84,12 +87,26 @@ def stages_of(vector: Vector) -> list[str]:
     return list(dict.fromkeys([*_stages(vector.directory), *vector.case.tensors]))
 
 
+def task_of(vector: Vector) -> str | None:
+    """The task type that a case's configuration names, known or not; None where there is none."""
+    case, adapter = vector.case, vector.adapter_directory
+    config: Any = case.config
+    if case.question == "config.resolve":
+        config = case.arguments.get("config")
+    elif adapter is not None:
+        config = read_json_object(adapter / CONFIG_NAME, "the adapter's configuration")
+    task = config.get("task_type") if isinstance(config, dict) else None
+    return task if isinstance(task, str) else None
+
+
 def can_answer(abilities: StartAnswer, vector: Vector) -> bool:
     """Whether the port says that it can do what a case asks."""
     case = vector.case
     family = family_of_model(vector.model_directory) if vector.model_directory else None
+    task = task_of(vector)
     return (
         case.question in abilities.questions
         and case.method in {*abilities.methods, COMMON}
         and (family is None or family in abilities.families)
+        and (task not in TASK_TYPES or task in abilities.tasks)
     )

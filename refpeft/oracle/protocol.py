@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from refpeft.config import TASK_TYPES
+
 VERSION = 1
 """The version of the protocol."""
 ProfileName = Literal["float32", "float64", "float64-islands"]
@@ -58,6 +60,7 @@ class StartAnswer(msgspec.Struct, frozen=True):
     methods: list[str]
     questions: list[str]
     profiles: list[ProfileName]
+    tasks: list[str] = msgspec.field(default_factory=lambda: list(TASK_TYPES))
 
 
 class Skipped(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from refpeft.oracle.cases import ask_of, can_answer, family_of_model, in_order, stages_of
+from refpeft.config import TASK_TYPES
+from refpeft.oracle.cases import ask_of, can_answer, family_of_model, in_order, stages_of, task_of
 from refpeft.oracle.port import ReferencePort
 from refpeft.oracle.questions import QUESTIONS, answer
 from refpeft.oracle.vectors import Vector, VectorError, all_vectors, golden_directory
@@ -81,3 +82,21 @@ def test_who_can_answer() -> None:
     assert without == {v.case.id for v in VECTORS if v.case.model is None}
     assert find("mask/full").case.id in without
     assert find("prefix_tuning/config/minimal").case.id in without, "its base model is a document"
+
+    decoders = able(tasks=["CAUSAL_LM"])
+    assert {task_of(v) for v in VECTORS if v.case.id in decoders} == {"CAUSAL_LM", None, "LM", "causal_lm"}
+    assert {task_of(v) for v in VECTORS if v.case.id not in decoders} == {*TASK_TYPES} - {"CAUSAL_LM"}
+
+
+def test_the_task_of_a_case() -> None:
+    """Of its configuration, of the one that it asks about, or of the one that the adapter brings."""
+    tasks = {
+        "prefix_tuning/forward/left-padding": "CAUSAL_LM", "prefix_tuning/config/family-bert": "SEQ_CLS",
+        "prompt_tuning/config/rejected-task-type": "causal_lm", "common/mask/full": None,
+        "prefix_tuning/checkpoint/gpt2-heads-load-head-prefix": "QUESTION_ANS",
+    }  # fmt: skip
+    assert {name: task_of(find(name)) for name in tasks} == tasks
+    vector = find("prefix_tuning/config/minimal")
+    for config in (None, [], {"task_type": ["CAUSAL_LM"]}, {}):
+        case = msgspec.structs.replace(vector.case, arguments={"config": config})
+        assert task_of(Vector(case, vector.directory)) is None, config

@@ -453,6 +453,7 @@ const CAPABILITIES = {
   implementation: { name: "node-example", language: "javascript", version: "1" },
   families: ["gpt2"],
   methods: ["prompt_tuning", "prefix_tuning"],
+  tasks: ["CAUSAL_LM"],
   questions: Object.keys(QUESTIONS),
   profiles: Object.keys(REAL),
 };

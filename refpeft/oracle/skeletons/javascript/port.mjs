@@ -49,6 +49,7 @@ const ABILITIES = {
   implementation: { name: "my-port", language: "javascript", version: "0.1" },
   families: ["gpt2"],
   methods: ["prompt_tuning", "prefix_tuning"],
+  tasks: ["CAUSAL_LM"],
   questions: [...ANSWERS.keys(), ...NOT_YET.keys()],
   profiles: ["float32", "float64"],
 };

@@ -51,6 +51,7 @@ ABILITIES = {
     "implementation": {"name": "my-port", "language": "python", "version": "0.1"},
     "families": ["gpt2"],
     "methods": ["prompt_tuning", "prefix_tuning"],
+    "tasks": ["CAUSAL_LM"],
     "questions": [*ANSWERS, *NOT_YET],
     "profiles": ["float32", "float64"],
 }

@@ -32,6 +32,7 @@ defmodule MyPort do
     implementation: %{name: "my-port", language: "elixir", version: "0.1.0"},
     families: ["gpt2"],
     methods: ["prompt_tuning", "prefix_tuning"],
+    tasks: ["CAUSAL_LM"],
     questions: @answered ++ Enum.map(@not_yet, &elem(&1, 0)),
     profiles: ["float32", "float64"]
   }

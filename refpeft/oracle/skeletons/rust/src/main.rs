@@ -95,6 +95,7 @@ fn abilities() -> Value {
         "implementation": {"name": env!("CARGO_PKG_NAME"), "language": "rust", "version": env!("CARGO_PKG_VERSION")},
         "families": ["gpt2"],
         "methods": ["prompt_tuning", "prefix_tuning"],
+        "tasks": ["CAUSAL_LM"],
         "questions": questions,
         "profiles": ["float32", "float64"],
     })
