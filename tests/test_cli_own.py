@@ -210,11 +210,11 @@ def test_inspecting() -> None:
 
 def test_inspecting_beside_a_base_that_refpeft_does_not_know() -> None:
     Path("base").mkdir()
-    Path("base/config.json").write_text('{"model_type": "llama"}')
+    Path("base/config.json").write_text('{"model_type": "mamba"}')
     document = json.loads(run("inspect", "adapter", "--base", "base").stdout)
     (problem,) = document["problems"]
     assert problem.startswith(
-        "The base model in 'base' cannot be read, so the adapter was looked at alone: Unknown model_type 'llama' of the base model."
+        "The base model in 'base' cannot be read, so the adapter was looked at alone: Unknown model_type 'mamba' of the base model."
     )
     assert (document["base"], len(document["tensors"])) == (None, 1)
 
