@@ -26,12 +26,12 @@ EXPECTED: dict[str, tuple[str, str]] = {
     ),
     "trap 36: parameters are saved under the network's names": ("*/checkpoint/save-*", "prompt_embeddings"),
     "trap 38: a prefix of zeros is taken for no prefix": ("prefix_tuning/forward/*zero*", "logits"),
-    "trap 40: the cache is not reordered with the beams": ("prefix_tuning/generate/*beams*", "sequences"),
+    "trap 40: the cache is not reordered with the beams": ("prefix_tuning/generate/beams-e*", "sequences"),
     "trap 41: the prefix is put in front again at each step": (
-        "prefix_tuning/generate/greedy*", "generation.logits",
+        "prefix_tuning/generate/greedy-right-padding", "generation.logits",
     ),
     "trap 42: the mask is extended again at each step": (
-        "prefix_tuning/generate/*left-padding*", "generation.logits",
+        "prefix_tuning/generate/greedy-left-padding", "generation.logits",
     ),
 }  # fmt: skip
 """Trap 19, decoder rows of an encoder-decoder's prompt, needs an encoder-decoder: no case of GPT-2 can show it."""

@@ -113,11 +113,11 @@ BROKEN: dict[str, tuple[str, str, str, str]] = {
     ),
     "trap 23: positions begin at 0 beside a prefix": (
         "const offset = n;", "const offset = 0;",
-        "prefix_tuning/forward/*", "inputs.position_ids",
+        "prefix_tuning/forward/*padding", "inputs.position_ids",
     ),
     "trap 33: the mean of a prompt's loss over m − 1 terms": (
         "const from = 0;", "const from = prefix ? 0 : config.num_virtual_tokens;",
-        "prompt_tuning/forward/*", "loss",
+        "prompt_tuning/forward/*padding", "loss",
     ),
     "trap 37: a folded projection put through tanh again": (
         "const flat = runsNetwork ? project(table, parameters, record) : table;",
@@ -165,7 +165,7 @@ def test_reversed_slots_are_visible_in_the_cache_and_invisible_in_the_logits(tmp
     """Trap 8. Every failure is at a layer's prefix keys; with only logits and loss to go by, nothing is seen."""
     (tmp_path / "port").mkdir()
     command = broken_copy(tmp_path / "port", (PORT, *REVERSED))
-    results = judged(command, tmp_path / "work", pattern="prefix_tuning/*")
+    results = judged(command, tmp_path / "work", pattern="prefix_tuning/[!g]*")
     found = [c for c in results.cases if c.verdict == "NONCONFORMING"]
     assert {c.first.name for c in found if c.first} == {"prefix.layers.0.key"}
     assert {c.question for c in found} == {"prefix.encode", "forward"}
@@ -252,7 +252,7 @@ MISSES: dict[str, tuple[str, set[str]]] = {
     SHIFTED: ("ERRORED", set()),
     # A port that drops a prefix shows it in the inputs that it prepares; at the logits only if it answers nothing else.
     DROPPED: ("NONCONFORMING", {"inputs.attention_mask"}),
-    # In two of five cases the best beams come out with the same tokens all the same, and only their scores are wrong.
+    # In one of two cases the best beams come out with the same tokens all the same, and only their scores are wrong.
     REORDERED: ("NONCONFORMING", {"sequences", "sequences_scores"}),
 }
 """Found otherwise than was written down: the verdict, and the first tensors that differ."""
