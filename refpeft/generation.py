@@ -132,6 +132,7 @@ def generate(
     _check_tokens(base.config, options)
     longest = _checked_length(adapted, input_ids, options)
     if adapted.behind_encoder:
+        _check_layers(adapted, options)
         begun, state = begin_behind_encoder(adapted, input_ids, attention_mask, options)
     else:
         _check_cache(adapted, longest, options)
@@ -195,6 +196,17 @@ def _check_cache(adapted: Adapted, longest: int, options: GenerationConfig) -> N
         raise InputError(
             "The base model has layers with a sliding_window of 1. HF's cache keeps everything for them, and from the second new "
             "token on its mask hides nothing of it. Give use_cache=False."
+        )
+
+
+def _check_layers(adapted: Adapted, options: GenerationConfig) -> None:
+    """Refused where HF makes a cache of too few layers: as many as T5's encoder has (specs/stricter.md)."""
+    model = adapted.base.config
+    decoder = model.stack("decoder").num_layers
+    if model.family == "t5" and not adapted.hands_cache and options.use_cache and decoder > model.num_layers:
+        raise InputError(
+            f"The base model has {decoder} decoder layers and {model.num_layers} encoder layers. HF's cache for T5 has as many "
+            "layers as the encoder, and its first step fails beyond them. Give use_cache=False: the tokens are the same."
         )
 
 

@@ -439,6 +439,23 @@ def test_a_window_of_one_token_does_not_fit_hfs_cache(family: str) -> None:
         )
 
 
+def test_a_cache_of_t5_has_as_many_layers_as_its_encoder() -> None:
+    """Beside a prefix, HF's cache is the prefix's own; without more decoder layers there are enough."""
+    tall, flat = (tiny_model("t5", num_layers=layers, num_decoder_layers=2) for layers in (1, 2))
+    prompt, prefix = tiny_adapter(tall), tiny_adapter(tall, "prefix", num_layers=2)
+    for model in (prefix, tiny_adapter(flat, "prompt")):
+        assert generate(model, text(0)).sequences.shape[1] == NEW + 1
+    assert generate(prompt, text(0), use_cache=False).sequences.shape[1] == NEW + 1
+    expected = (
+        "The base model has 2 decoder layers and 1 encoder layers. HF's cache for T5 has as many layers as the encoder, and its "
+        "first step fails beyond them. Give use_cache=False: the tokens are the same."
+    )
+    for model in (prompt, prefix):
+        with prefix.disable_adapter(), pytest.raises(InputError) as caught:
+            generate(model, text(0), max_new_tokens=1)
+        assert str(caught.value) == expected
+
+
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"])
 def test_adapters_for_other_tasks_do_not_write(task: str) -> None:
     model = tiny_adapter(tiny_model("bert"), "prefix", task)

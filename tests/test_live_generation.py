@@ -117,6 +117,21 @@ def test_hfs_cache_forgets_a_window_of_one_token(name: str, tmp_path: Path) -> N
         assert compare(padded(model(name, PREFIX, sliding_window=1)), tmp_path / "prefix") < TOLERANCE
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_hfs_cache_for_t5_has_as_many_layers_as_the_encoder(beams: int, tmp_path: Path) -> None:
+    """With more in the decoder it fails at once; not beside a prefix, which is a cache, nor without a cache."""
+    tall = {"num_layers": 1, "num_decoder_layers": 2}
+    assert compare(padded(model("t5", PREFIX, **tall), num_beams=beams), tmp_path / "prefix") < TOLERANCE
+    what = padded(model("t5", PROMPT, **tall), num_beams=beams, max_new_tokens=1)
+    uncached = padded(what.model, num_beams=beams, use_cache=False)
+    assert compare(uncached, tmp_path / "uncached") < TOLERANCE
+    ours, theirs = both_sides(what.model, tmp_path / "cached")
+    with pytest.raises(IndexError):
+        ask_hf(theirs, make_text(what), what.options)
+    with pytest.raises(InputError, match="2 decoder layers and 1 encoder layers"):
+        ask_refpeft(ours, make_text(what), what.options)
+
+
 # ---------------------------------------------------------------- defaults
 
 

@@ -552,7 +552,7 @@ def raw_values(draw: st.DrawFn, family: str) -> dict[str, Any]:
     if family in ("gemma2", "gemma3_text"):  # HF's own forward pass fails without
         values["sliding_window"] = draw(SIZES)
     if "rope_parameters" in values and family == "gemma3_text":
-        kinds = {kind: draw(st.sampled_from(ROPES)) for kind in ("full_attention", "sliding_attention")}
+        kinds = {kind: dict(draw(st.sampled_from(ROPES))) for kind in ("full_attention", "sliding_attention")}
         values["rope_parameters"] = draw(st.none() | st.just(kinds))
     if any(row.name == "layer_types" for row in FAMILIES[family].rows) and draw(st.booleans()):
         kinds_of = st.sampled_from(["full_attention", "sliding_attention"])
