@@ -91,10 +91,16 @@ defvjp(tanh, lambda ans, x: lambda g: g * (1 - ans * ans))
 @primitive
 def erf(x: Array) -> Array:
     """The error function; how it is computed, and how exactly, is in `refpeft.error_function`."""
-    return cast("Array", _error_function.erf(x))
+    return _at_once(_error_function.erf, x)
 
 
-defvjp(erf, lambda ans, x: lambda g: g * _error_function.slope(x))
+defvjp(erf, lambda ans, x: lambda g: g * _at_once(_error_function.slope, x))
+
+
+def _at_once(function: Callable[[Any], Any], x: Array) -> Array:
+    """A function that is one operation, of an array that may round after each operation."""
+    at_once = getattr(x, "as_one_operation", None)
+    return cast("Array", at_once(function) if at_once else function(x))
 
 
 def _unreduced(reduced: Array, like: Array, axis: int | tuple[int, ...] | None, keepdims: bool) -> Array:

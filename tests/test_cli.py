@@ -176,7 +176,7 @@ def test_validating() -> None:
         (["--golden", "nowhere"], "Invalid value for '--golden': Directory 'nowhere' does not exist."),
         (["--timeout", "0"], "Invalid value for '--timeout': 0.0 is not in the range x>0."),
         (["--level", "models"], "Invalid value for '--level': 'models' is not one of 'config', 'components', 'model', 'gradients', 'training', 'generation', 'checkpoint'."),
-        (["--profile", "float16"], "Invalid value for '--profile': 'float16' is not one of 'float32', 'float64', 'float64-islands'."),
+        (["--profile", "float16"], "Invalid value for '--profile': 'float16' is not one of 'float32', 'float64', 'float64-islands', 'bfloat16'."),
     ],
 )  # fmt: skip
 def test_wrong_usage(arguments: list[str], message: str) -> None:

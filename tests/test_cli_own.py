@@ -238,3 +238,9 @@ def test_paths_that_are_no_directory() -> None:
         == "--base: there is no directory 'nowhere/at/all'."
     )
     assert "Can't find 'config.json'" in refused("inspect", "adapter", "--base", "adapter/..")
+
+
+def test_ones_own_model_is_not_asked_about_in_bfloat16() -> None:
+    assert refused("check", "--base", BASE, "--adapter", "adapter", "--profile", "bfloat16") == (
+        "Your own model is not asked about in bfloat16 (JG-11). Ask in float32 or float64: the mistakes are the same."
+    )

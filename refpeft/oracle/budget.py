@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,12 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from refpeft import arrays
-from refpeft.oracle import choices
+from refpeft.oracle import choices, names, rounded
+from refpeft.oracle.protocol import Dtype
 from refpeft.oracle.questions import GRADIENTS, TOKENS, Answer, Arithmetic, Ask, answer
+from refpeft.oracle.rounded import Rounded
 from refpeft.oracle.trajectory import STAGE, TRAINED, TRAINING
+from refpeft.oracle.validity import Validity
 from refpeft.steps import definition, replaced
 
 FORWARD_MULTIPLIER = 8.0
@@ -33,6 +36,10 @@ GRADIENT_MULTIPLIER = 16.0
 """C for gradients: twice the forward's, because backward passes come in more orders."""
 TRAINING_MULTIPLIER = 16.0
 """C for training: its steps are made of gradients."""
+NARROW_MULTIPLIER = 4.0
+"""C for everything in bfloat16, where replays round after each operation and most ports do so after several."""
+DECIDING = 0.5
+"""A budget above this decides nothing: an answer of zeros would be off by 1."""
 MEANINGFUL_BITS = 12
 """A trajectory means something while the replays agree to half of float32's 24 bits (clause TR-8)."""
 DRAWN_TOLERANCE = 4e-6
@@ -66,11 +73,12 @@ class Profile:
     """In which numbers a port says that it computes."""
 
     name: str
-    dtype: str
+    dtype: Dtype
     """What it reads and answers in."""
     unit_roundoff: float
     """u: half the distance from 1 to the next number of the format that limits it."""
-    islands: bool = False
+    islands: tuple[str, ...] = ()
+    """The steps that it computes in float32 all the same."""
 
 
 PROFILES: dict[str, Profile] = {
@@ -78,7 +86,8 @@ PROFILES: dict[str, Profile] = {
     for profile in (
         Profile("float32", "float32", 2.0**-24),
         Profile("float64", "float64", 2.0**-53),
-        Profile("float64-islands", "float64", 2.0**-24, islands=True),
+        Profile("float64-islands", "float64", 2.0**-24, ISLANDS),
+        Profile("bfloat16", "bfloat16", 2.0**-8, ("positions.rotary", "loss")),
     )
 }
 """The profiles that a port can declare. *Conforms* is a claim about float32, *float64-exact* about float64."""
@@ -105,6 +114,11 @@ class Budget:
     trajectory: bool = False
     """Whether it grows over steps of training."""
 
+    @property
+    def decides(self) -> bool:
+        """Whether a wrong answer could exceed it (clause JG-3)."""
+        return self.norm <= DECIDING
+
     def derivation(self, measure: str = "normwise") -> str:
         """How the budget of one measure of error came about, for people."""
         floor, total = (
@@ -127,6 +141,7 @@ def budget_of(name: str, floor: Floor, profile: Profile) -> Budget:
     trajectory = name.startswith((TRAINING, TRAINED))
     multiplier = GRADIENT_MULTIPLIER if name.startswith(GRADIENTS) else FORWARD_MULTIPLIER
     multiplier = TRAINING_MULTIPLIER if trajectory else multiplier
+    multiplier = NARROW_MULTIPLIER if profile.dtype == "bfloat16" else multiplier
     u = profile.unit_roundoff
     return Budget(
         multiplier * max(floor.norm, u), multiplier * max(floor.largest, u), multiplier, floor, u, trajectory
@@ -222,6 +237,14 @@ def _moved(seed: int) -> Callable[[Any], Any]:
 
 def _replays(dtype: str) -> Sequence[Arithmetic]:
     """Summed forwards and backwards; each plain, and with inputs moved in the last place in several ways."""
+    if dtype == "bfloat16":
+        rounded.register()
+        seeds = range(1, MOVES + 1)
+        narrow: list[Callable[[Any], Any]] = [
+            rounded.to_bfloat16,
+            *(functools.partial(rounded.moved, seed) for seed in seeds),
+        ]
+        return [Arithmetic("float32", functools.partial(_rounded, move), rounded.opened) for move in narrow]
     register_reversed()
 
     def unwrap(array: Any) -> Any:
@@ -237,27 +260,34 @@ def _reversed(move: Callable[[Any], Any], array: Any) -> _Reversed:
     return _Reversed(move(array))
 
 
-def _island(name: str) -> Callable[..., Any]:
-    """The step, computed in float32 whatever comes in, its result widened again."""
+def _rounded(move: Callable[[Any], Any], array: Any) -> Rounded:
+    return Rounded(move(array))
+
+
+def _island(name: str, dtype: str) -> Callable[..., Any]:
+    """The step, computed in float32 whatever comes in, its result put back into the format."""
     original = definition(name)
 
     def narrow(x: Any) -> Any:
         floating = hasattr(x, "dtype") and numpy.dtype(x.dtype).kind == "f"
-        return arrays.cast_to(x, "float32") if floating else x
+        return arrays.cast_to(rounded.opened(x), "float32") if floating else x
+
+    def back(x: Any) -> Any:
+        return rounded.closed(x) if dtype == "bfloat16" else arrays.cast_to(x, dtype)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with numpy.errstate(over="ignore"):  # masked scores become −inf, as they may
             result = original(*map(narrow, args), **{key: narrow(value) for key, value in kwargs.items()})
         if isinstance(result, tuple):  # cosine and sine
-            return tuple(arrays.cast_to(part, "float64") for part in result)
-        return arrays.cast_to(result, "float64")
+            return tuple(back(part) for part in result)
+        return back(result)
 
     return run
 
 
 def in_profile(profile: Profile) -> AbstractContextManager[None]:
     """Within it, refpeft computes as the profile says: with float32 islands, or as usual."""
-    return replaced({name: _island(name) for name in ISLANDS}) if profile.islands else nullcontext()
+    return replaced({name: _island(name, profile.dtype) for name in profile.islands})
 
 
 def reference(ask: Ask, profile: Profile) -> Answer:
@@ -271,22 +301,31 @@ def reference(ask: Ask, profile: Profile) -> Answer:
 def measure(ask: Ask, profile: Profile) -> dict[str, Floor]:
     """The floor of every floating-point tensor of refpeft's answer, by replaying it.
 
+    It is 1 where an element that counts comes out as no number: in float32, float64's most negative score is −∞, and the
+    softmax over nothing but those is 0/0. Elements that do not count (JG-1) may.
+
     Replays of a generation follow the reference's tokens; the floor of its tokens is that of the scores that chose them.
     """
     with choices.recorded() as followed:
         wanted = dict(reference(ask, profile).tensors)
     worst: dict[str, tuple[float, float]] = {}
+    valid = Validity.of(ask)
     for arithmetic in _replays(profile.dtype):
-        with in_profile(profile), choices.repeated(followed) as again:
+        with numpy.errstate(all="ignore"), in_profile(profile), choices.repeated(followed) as again:
             given = dict(answer(ask, arithmetic).tensors)
         if followed.made:
             given[TOKENS], wanted[TOKENS] = again.scores_as_in(followed), followed.scores
         for name, tensor in given.items():
             tensor, target = numpy.asarray(tensor), numpy.asarray(wanted[name])
-            if tensor.dtype.kind != "f" or not numpy.isfinite(tensor).all():
+            if tensor.dtype.kind != "f" or not numpy.isfinite(target).any():
                 continue
-            shown = numpy.abs(target) < HIDDEN
-            norm, largest = errors(tensor[shown], target[shown])
+            lost, shown = ~numpy.isfinite(tensor), numpy.abs(target) < HIDDEN
+            step = names.step_of(name)
+            counted = valid.of_tensor(step.axes if step else (), tensor.shape)
+            if (lost & shown & counted).any():
+                norm = largest = 1.0
+            else:
+                norm, largest = errors(tensor[shown & ~lost], target[shown & ~lost])
             before = worst.get(name, (0.0, 0.0))
             worst[name] = (max(norm, before[0]), max(largest, before[1]))
     return {name: Floor(*pair) for name, pair in worst.items()}

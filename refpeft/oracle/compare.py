@@ -44,6 +44,8 @@ WHAT_IS_WANTED = "PP-4"
 LOSSES, UPDATE = f"{TRAINING}losses", "TR-1"
 """The losses of training, each before its step's update, and the clause about those that come after one: AdamW, schedule and
 clipping (TR-1 to TR-3) are between them and the first."""
+UNDECIDED = "undecided"
+"""The measure of a tensor that is not compared: its budget would let anything pass (clause JG-3)."""
 MISSING, SHAPE = "is missing", "has shape"
 """How reasons begin that are about no number."""
 STEP = "step "
@@ -61,7 +63,7 @@ class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of the measure that came nearest to its budget, or exceeded it most. NaN and infinities are strings, as JSON wants."""
     budget: float = 0.0
     measure: str = ""
-    """`normwise`, `largest`, `elementwise`, `absolute`, `exact`."""
+    """`normwise`, `largest`, `elementwise`, `absolute`, `exact`, `undecided`."""
     derivation: str = ""
     """How the budget came about."""
     bits: float | None = None
@@ -131,6 +133,12 @@ def compare(
         axes = f" ({', '.join(tensor.axes)})" if tensor.axes else ""
         reason = f"{SHAPE} {_shape(given.shape)}; it must be {_shape(expected.shape)}{axes}"
         return wrong(reason, clause=WHAT_IS_WANTED)
+    allowed = budget.budget_of(name, floor, profile)
+    if tensor.kind == "composite" and not allowed.decides:
+        reason = f"{name} decides nothing in {profile.name}: its budget is {allowed.derivation()}"
+        return Difference(name, True, measure=UNDECIDED, reason=reason, clause=clause, source=source)
+    if tensor.kind == "exact" and expected.dtype.kind == "f" and profile.dtype == "bfloat16":
+        tensor = msgspec.structs.replace(tensor, kind="elementary")  # a copy of what is read into the format
     everywhere = name in DECIDE_WHAT_COUNTS
     compared = (
         numpy.ones(expected.shape, bool) if everywhere else valid.of_tensor(tensor.axes, expected.shape)
@@ -179,17 +187,19 @@ def _hint(
     found: Difference, y: NDArray[Any], wanted: NDArray[Any], answered_in: str, profile: Profile, truth: str
 ) -> str:
     """What a wrong answer looks like: stored too narrowly, a multiple of the right one, computed too narrowly."""
-    if answered_in in NARROW and found.measure != "exact":
+    if answered_in in NARROW and found.measure != "exact" and profile.dtype != "bfloat16":
         return f"the answer is {answered_in}, which holds no more than {NARROW[answered_in]} bits"
     square = float((wanted * wanted).sum())
     factor = float((y * wanted).sum()) / square if square else 1.0
-    if found.measure in ("normwise", "largest") and abs(factor - 1) > 1e-3 and _telling(factor, wanted.size):
+    apart = abs(factor - 1) > max(1e-3, 4 * found.budget)
+    if found.measure in ("normwise", "largest") and apart and _telling(factor, wanted.size):
         norm, _ = budget.errors(y / factor, wanted)
         if norm <= found.budget:
             return f"the answer is {factor:.6g} times {truth}'s: a mean for a sum, or the reverse?"
     narrow = 20 < (found.bits or 0) < 27 if profile.unit_roundoff < 2.0**-40 else 7 < (found.bits or 0) < 13
     if profile.unit_roundoff > 2.0**-40 and found.name.startswith((TRAINING, TRAINED)):
         narrow = False  # so many bits are left by any mistake in the optimiser
+    narrow = narrow and profile.dtype != "bfloat16"
     if narrow and found.measure in ("normwise", "largest"):
         like = "float32" if profile.unit_roundoff < 2.0**-40 else NARROW_PRODUCTS
         return f"it agrees to {found.bits:g} bits, as {like} would"

@@ -25,7 +25,7 @@ from refpeft.oracle.answer_files import fresh_directory
 from refpeft.oracle.budget import Floor, Profile
 from refpeft.oracle.cases import ask_of, can_answer, damage_is_told, stages_of
 from refpeft.oracle.claims import cut_short, is_projected, why_partial
-from refpeft.oracle.compare import Difference, compare, first_difference, missing
+from refpeft.oracle.compare import UNDECIDED, Difference, compare, first_difference, missing
 from refpeft.oracle.documents import compare_document, read_adapter
 from refpeft.oracle.expected import derivation_of_floors, each_expected
 from refpeft.oracle.floors import floors
@@ -216,7 +216,7 @@ def request_for(vector: Vector, ask: Ask, profile: Profile, output: Path, seq: i
         case=vector.case.id,
         question=ask.question,
         method=ask.method,
-        dtype="float32" if profile.dtype == "float32" else "float64",
+        dtype=profile.dtype,
         model=str(ask.model.resolve()) if ask.model else None,
         config=dict(ask.config) if ask.config is not None else None,
         arguments=dict(ask.arguments),
@@ -256,10 +256,17 @@ def compare_answer(
         elif questions.is_required(case.question, name):
             differences.append(missing(name, answer))
     if all(d.ok for d in differences):
-        return ("SKIPPED" if decisions and decisions.nothing else "CONFORMS"), differences
+        nothing = decisions.nothing if decisions else _decide_nothing(case.question, differences)
+        return ("SKIPPED" if nothing else "CONFORMS"), differences
     if not localise:
         return "NONCONFORMING", differences
     return "NONCONFORMING", _localised(vector, ask, profile, answer, differences, valid)
+
+
+def _decide_nothing(question: str, differences: list[Difference]) -> bool:
+    """Whether there are required tensors, and none of them was compared (clause JG-3)."""
+    required = [d.measure == UNDECIDED for d in differences if questions.is_required(question, d.name)]
+    return bool(required) and all(required)
 
 
 def _compared(

@@ -10,8 +10,11 @@ from refpeft.config import TASK_TYPES
 
 VERSION = 1
 """The version of the protocol."""
-ProfileName = Literal["float32", "float64", "float64-islands"]
+ProfileName = Literal["float32", "float64", "float64-islands", "bfloat16"]
 """What a port may compute in (clause JG-4)."""
+
+Dtype = Literal["float32", "float64", "bfloat16"]
+"""What it reads inputs into and answers in (clause PP-3)."""
 
 
 class StartCommand(msgspec.Struct, tag_field="cmd", tag="start", frozen=True, forbid_unknown_fields=True):
@@ -27,7 +30,7 @@ class RunCommand(msgspec.Struct, tag_field="cmd", tag="run", frozen=True, forbid
     case: str
     question: str
     method: str
-    dtype: Literal["float32", "float64"]
+    dtype: Dtype
     model: str | None
     config: dict[str, Any] | None
     arguments: dict[str, Any]

@@ -212,7 +212,7 @@ def test_islands_and_only_they_are_computed_in_float32() -> None:
 def test_an_island_is_the_step_in_float32() -> None:
     scores = numpy.random.default_rng(0).normal(size=(1, 2, 3, 4))
     with in_profile(WITH_ISLANDS):
-        island = budget._island("attention.weights")(scores)
+        island = budget._island("attention.weights", "float64")(scores)
     assert island.dtype == numpy.float64
     assert (island == definition("attention.weights")(scores.astype("float32"))).all()
     with in_profile(FLOAT32), in_profile(FLOAT64):
@@ -239,11 +239,11 @@ def test_floors_are_positive_and_small(profile: budget.Profile) -> None:
     for vector in (STAGES, GRADIENTS):
         measured = measure(ask_of(vector), profile)
         for name, tensor in vector.case.tensors.items():
-            before_islands = profile.islands and name.startswith("prefix.")
+            before_islands = profile.islands == ISLANDS and name.startswith("prefix.")
             if tensor.kind == "composite":
                 floor = measured[name]
-                assert 0 < floor.norm < 100 * steps * profile.unit_roundoff, name
-                assert 0 < floor.largest < 100 * steps * profile.unit_roundoff, name
+                assert 0 < floor.norm < min(100 * steps * profile.unit_roundoff, 0.1), name
+                assert 0 < floor.largest < min(100 * steps * profile.unit_roundoff, 1), name
                 assert (floor.norm < 2.0**-45) == (profile.name == "float64" or before_islands), name
                 assert floor.largest >= floor.norm, (
                     "the largest error over the root mean square is at least the mean one"

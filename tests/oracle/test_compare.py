@@ -468,3 +468,31 @@ def test_narrow_products_are_blamed_unless_a_product_before_was_right(
 def test_the_numbers_are_said_with_and_without_a_place(where: str, values: str, said: str) -> None:
     """A loss has no place, and its two numbers are shown all the same."""
     assert Difference("loss", ok=False, where=where, values=values).worst == said
+
+
+# ---------------------------------------------------------------- profiles that decide little
+
+BFLOAT16 = PROFILES["bfloat16"]
+
+
+def test_what_a_profile_cannot_decide_is_not_compared() -> None:
+    assert judged("composite", [9.0, NAN], [3.0, 4.0], profile=BFLOAT16, floor=Floor(0.126, 0.2)) == Difference(
+        "x", ok=True, measure="undecided",
+        reason="x decides nothing in bfloat16: its budget is 0.5 = 4 · max(floor 0.13, u 0.0039); the floor decides",
+    )  # fmt: skip
+    assert not ok("composite", [9.0, NAN], [3.0, 4.0], profile=BFLOAT16, floor=Floor(0.125, 0.2)), "½ decides"
+    assert not ok("composite", [9.0], [3.0, 4.0], profile=BFLOAT16, floor=Floor(1, 1)), "a shape is decided"
+    assert not ok("exact", [9], [3], profile=BFLOAT16, floor=Floor(1, 1))
+
+
+def test_bfloat16_holds_no_more_than_it_is_asked_for() -> None:
+    """A copy of a number off the grid is as near as the format has one, and the format is no hint."""
+    assert ok("exact", [0.10009765625], [0.1], profile=BFLOAT16)
+    assert not ok("exact", [0.1015625], [0.1], profile=BFLOAT16)
+    assert not ok("exact", [0.10009765625], [0.1])
+    narrow = numpy.array([3.0, 4.125], dtype=ml_dtypes.bfloat16)
+    found = judged("composite", narrow, [3.0, 4.0], profile=BFLOAT16)
+    assert (found.ok, found.hint) == (False, "")
+    assert ok(
+        "composite", numpy.array([3.0, 4.03125], dtype=ml_dtypes.bfloat16), [3.0, 4.0], profile=BFLOAT16
+    )

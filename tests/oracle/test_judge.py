@@ -11,8 +11,8 @@ import msgspec
 import numpy
 import pytest
 
-from refpeft import __version__
-from refpeft.oracle import questions
+from refpeft import __version__, arrays
+from refpeft.oracle import budget, questions
 from refpeft.oracle.budget import PROFILES
 from refpeft.oracle.cases import ask_of, can_answer, stages_of
 from refpeft.oracle.compare import Difference
@@ -31,7 +31,7 @@ from refpeft.oracle.questions import Answer, Arithmetic, Ask, answer
 from refpeft.oracle.reply import Reply
 from refpeft.oracle.run import PATIENCE, judge
 from refpeft.oracle.vectors import DIALECT, Vector, VectorError, all_vectors, golden_directory
-from refpeft.steps import replaced
+from refpeft.steps import definition, replaced
 
 VECTORS = {vector.case.id.removeprefix(f"{DIALECT}/"): vector for vector in all_vectors()}
 FLOAT32, FLOAT64 = PROFILES["float32"], PROFILES["float64"]
@@ -224,7 +224,7 @@ def test_what_a_port_says_is_kept(tmp_path: Path) -> None:
 def test_profiles_are_asked_in_their_own_dtype(tmp_path: Path) -> None:
     port = Fake(profiles=list(PROFILES))
     results = asked(port, [FORWARD], tmp_path, *PROFILES)
-    assert [r.dtype for r in port.requests] == ["float32", "float64", "float64"]
+    assert [r.dtype for r in port.requests] == ["float32", "float64", "float64", "bfloat16"]
     assert [r.profile for r in results] == list(PROFILES)
     assert {r.verdict for r in results} == {"CONFORMS"}
 
@@ -461,3 +461,44 @@ def test_a_case_that_contradicts_itself(tmp_path: Path) -> None:
         f"'{vector.directory}' cannot be asked and judged (KeyError: 'batch_size'). Is the case damaged? If it came with "
         "refpeft, please report this."
     )
+
+
+# ---------------------------------------------------------------- profiles that decide little
+
+BFLOAT16, WITH_ISLANDS = PROFILES["bfloat16"], PROFILES["float64-islands"]
+
+
+def rounding(vector: Vector, steps: Mapping[str, Callable[..., Any]]) -> Reply:
+    """What a port answers that computes in bfloat16, perhaps with a wrong step."""
+    with replaced(steps), budget.in_profile(BFLOAT16):
+        given = answer(ask_of(vector), budget._replays("bfloat16")[0]).tensors
+    return Reply("ANSWERED", Answer({name: numpy.asarray(value) for name, value in given.items()}))
+
+
+@pytest.mark.parametrize(
+    ("step", "wrong", "first_wrong"),
+    [
+        (None, None, None),
+        ("attention.scores", lambda *a: 0.5 * definition("attention.scores")(*a), "decoder.layers.0.attention.scores"),
+        ("prefix.projection_activation", lambda x: arrays.where(x > 0, x, 0.0), "prefix.projection_activation"),
+    ],
+    ids=["right", "scale", "relu"],
+)  # fmt: skip
+def test_bfloat16_sees_mistakes_of_structure(step: str | None, wrong: Any, first_wrong: str | None) -> None:
+    reply = rounding(STAGES, {step: wrong} if step else {})
+    verdict, differences = compare_answer(STAGES, ask_of(STAGES), BFLOAT16, reply)
+    assert verdict == ("NONCONFORMING" if step else "CONFORMS")
+    assert next((d.name for d in differences if not d.ok), None) == first_wrong
+    logits = next(d for d in differences if d.name == "logits")
+    assert logits.ok == (step is None), "nor is it lost on the way"
+
+
+def test_where_nothing_that_is_wanted_is_decided_a_case_is_skipped() -> None:
+    """HF in float64 with a softmax in float32 has NaN where a window leaves a padding nothing to see."""
+    vector = VECTORS["prefix_tuning/forward/mistral-odd-span-prefix"]
+    given = {name: numpy.full(tensor.shape, numpy.nan) for name, tensor in vector.expected.items()}
+    lost = Reply("ANSWERED", Answer(given))
+    verdict, differences = compare_answer(vector, ask_of(vector), WITH_ISLANDS, lost)
+    assert verdict == "SKIPPED"
+    assert {d.measure for d in differences if d.name in ("start_logits", "end_logits")} == {"undecided"}
+    assert compare_answer(vector, ask_of(vector), FLOAT64, lost)[0] == "NONCONFORMING"

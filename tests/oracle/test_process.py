@@ -13,6 +13,7 @@ import numpy
 import pytest
 from oracle.fake_ports import START, command
 
+from refpeft.config import TASK_TYPES
 from refpeft.oracle import streams
 from refpeft.oracle.process import ProcessPort
 from refpeft.oracle.protocol import RunCommand
@@ -77,7 +78,9 @@ def refusal(tmp_path: Path, *steps: list[Any], validate: bool = False) -> str:
 def test_a_program_says_what_it_can_do() -> None:
     port = ProcessPort(command())
     port.close()
-    assert msgspec.to_builtins(port.abilities) == START
+    assert msgspec.to_builtins(port.abilities) == {**START, "tasks": list(TASK_TYPES)}, (
+        "all tasks, where none are named"
+    )
     assert isinstance(port, Port)
 
 
@@ -111,8 +114,8 @@ def test_names_questions_and_methods_that_do_not_exist(tmp_path: Path) -> None:
 
 
 def test_names_a_profile_that_does_not_exist(tmp_path: Path) -> None:
-    said = refusal(tmp_path, ["say", {**START, "profiles": ["bfloat16"]}])
-    assert said.endswith("which is not what PP-2 says: Invalid enum value 'bfloat16' - at `$.profiles[0]`.")
+    said = refusal(tmp_path, ["say", {**START, "profiles": ["float16"]}])
+    assert said.endswith("which is not what PP-2 says: Invalid enum value 'float16' - at `$.profiles[0]`.")
 
 
 def test_an_unknown_key_at_start_matters_only_when_validating(tmp_path: Path) -> None:

@@ -105,7 +105,15 @@ def test_every_question_is_asked_by_some_vector_for_each_of_its_methods() -> Non
 
 def test_every_stage_of_the_vectors_has_its_step() -> None:
     """And has the step's kind and axes; parameters, gradients, draws and files have none."""
-    without = ("parameters.", "gradients.", "draws.", "prompt_embeddings", "base_model.", "training.", "trained.")
+    without = (
+        "parameters.",
+        "gradients.",
+        "draws.",
+        "prompt_embeddings",
+        "base_model.",
+        "training.",
+        "trained.",
+    )
     for vector in VECTORS:
         for name, tensor in vector.case.tensors.items():
             step = step_of(name)
@@ -153,7 +161,10 @@ def test_what_is_required() -> None:
     }  # fmt: skip
     assert required == {
         ("mask", "inputs.attention_mask"),
-        *(("inputs", f"inputs.{name}") for name in ("attention_mask", "labels", "position_ids", "embeddings")),
+        *(
+            ("inputs", f"inputs.{name}")
+            for name in ("attention_mask", "labels", "position_ids", "embeddings")
+        ),
         *(("inputs", f"inputs.decoder_{name}") for name in ("input_ids", "position_ids")),
         *(("forward", name) for name in (*OUTPUTS, "token_logits", "last_hidden_state", "loss")),
         ("gradients", "loss"),
@@ -162,7 +173,11 @@ def test_what_is_required() -> None:
         *(("checkpoint.load", name) for name in OUTPUTS),
         ("checkpoint.save", "prompt_embeddings"),
         *(("checkpoint.save", f"base_model.classifier.{name}") for name in ("weight", "bias")),
-        *(("checkpoint.save", f"base_model.classifier.{layer}.{name}") for layer in ("dense", "out_proj") for name in ("weight", "bias")),
+        *(
+            ("checkpoint.save", f"base_model.classifier.{layer}.{name}")
+            for layer in ("dense", "out_proj")
+            for name in ("weight", "bias")
+        ),
     }
     assert is_required("random", "draws.0.weight")
     assert is_required("init", "parameters.prompt_encoder.transform.0.bias")

@@ -218,7 +218,7 @@ def main() -> None:
                 "families": [*DECODERS, *ENCODERS, *ENCODER_DECODERS],
                 "methods": ["prompt_tuning", "prefix_tuning"],
                 "questions": [*TENSORS, "config.resolve", "checkpoint.save"],
-                "profiles": ["float32", "float64-islands"],
+                "profiles": ["float32", "float64-islands", "bfloat16"],
             }
         else:
             try:

@@ -110,7 +110,8 @@ def make_prefix(request: dict[str, Any], inputs: dict[str, torch.Tensor]) -> Any
     if config.num_transformer_submodules is None:
         config.num_transformer_submodules = 2 if config.task_type == "SEQ_2_SEQ_LM" else 1
     encoder = in_profile(peft.PrefixEncoder(config), request["dtype"])
-    encoder.load_state_dict({k.removeprefix("parameters.prompt_encoder."): v for k, v in inputs.items()})
+    own = "parameters.prompt_encoder."
+    encoder.load_state_dict({k.removeprefix(own): v for k, v in inputs.items() if k.startswith(own)})
     heads = config.num_attention_heads
     base = SimpleNamespace(config=cache_config(request, heads, config.token_dim // heads))
     model = SimpleNamespace(

@@ -102,7 +102,7 @@ def test_the_port_says_what_it_can_do(port: Conversation) -> None:
     answer = port.tell({"cmd": "start", "version": 1})
     assert answer["families"] == list(SIZES)
     assert answer["methods"] == [PROMPT, PREFIX]
-    assert answer["profiles"] == ["float32", "float64-islands"]
+    assert answer["profiles"] == ["float32", "float64-islands", "bfloat16"]
 
 
 @pytest.mark.parametrize(

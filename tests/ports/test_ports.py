@@ -56,7 +56,7 @@ def test_hf_peft_conforms_to_its_own_vectors(tmp_path: Path) -> None:
         need(module)
     results = judged([sys.executable, str(HERE / "hf_peft.py")], tmp_path)
     assert failures(results) == []
-    assert results.profiles == ["float32", "float64-islands"]
+    assert results.profiles == ["float32", "float64-islands", "bfloat16"]
     assert results.summary.counts.get("CONFORMS", 0) == results.summary.asked
 
 

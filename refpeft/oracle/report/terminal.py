@@ -258,6 +258,8 @@ def _verdict(results: Results) -> Text:
     if summary.float64_exact:
         text.append("; ")
         text.append("float64-exact", "green")
+    if results.profiles == ["bfloat16"] and summary.verdict == "CONFORMS":
+        text.append("; in bfloat16 alone, which is too coarse for mild mistakes (JG-4)", "yellow")
     for what, count in summary.counts.items():
         if what != "CONFORMS":
             text.append(f"; {count} {what}")
