@@ -1,4 +1,4 @@
-"""Whether C = 8 and C = 16 (clause JG-3) separate honest ports from the mildest mistakes, measured on the golden vectors.
+"""Whether C = 8 and C = 16, and C = 4 in bfloat16 (clause JG-3), separate honest ports from the mildest mistakes, measured on the golden vectors.
 
 Run with `-s` and REFPEFT_CASES=all, which takes all cases instead of every sixth, to see the figures that
 specs/judging.md quotes: the worst honest error and the mildest mistake, in budgets.
@@ -6,6 +6,7 @@ specs/judging.md quotes: the worst honest error and the mildest mistake, in budg
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -118,6 +119,18 @@ MISTAKEN: dict[str, Steps] = {
     "gelu by erf": activated(gelu_erf),
     "mask of −10": {"attention.scores": masked(lambda s, v: s + np.where(v, 0.0, -10.0))},
 }
+STRUCTURAL: dict[str, Steps] = {
+    "scores not scaled": {
+        "attention.scores": lambda q, k, v, s: definition("attention.scores")(q, k, v, 1.0)
+    },
+    "no weight of a norm": norms(lambda x, w, b, e: definition("block.input_norm")(x, w * 0 + 1, b, e)),
+    "no bias of a norm": norms(lambda x, w, b, e: definition("block.input_norm")(x, w, b * 0, e)),
+    "relu for gelu": activated(lambda x: np.where(x > 0, x, 0.0)),
+    "nothing hidden": {
+        "attention.scores": lambda q, k, v, s: definition("attention.scores")(q, k, v | True, s)
+    },
+}
+"""What bfloat16 must see; the mild mistakes are below its rounding."""
 
 
 def spent(vector: Vector, steps: Steps, dtype: str, backwards: bool = False) -> float:
@@ -127,12 +140,17 @@ def spent(vector: Vector, steps: Steps, dtype: str, backwards: bool = False) -> 
     if backwards:
         budget.register_reversed()
         arithmetic = Arithmetic(dtype, budget._Reversed, budget._plain)
-    with replaced(steps):
+    elif dtype == "bfloat16":
+        arithmetic = budget._replays(dtype)[0]
+    islands = budget.in_profile(profile) if dtype == "bfloat16" else contextlib.nullcontext()
+    with numpy.errstate(over="ignore"), islands, replaced(steps):
         given = answer(ask_of(vector), arithmetic).tensors
     worst = 0.0
     for name, floor in known.items():
         if is_required(vector.case.question, name):
             allowed = budget.budget_of(name, floor, profile)
+            if not allowed.decides:
+                continue
             norm, largest = budget.errors(numpy.asarray(given[name]), vector.expected[name])
             worst = max(worst, norm / allowed.norm, largest / allowed.largest)
     return worst
@@ -140,12 +158,12 @@ def spent(vector: Vector, steps: Steps, dtype: str, backwards: bool = False) -> 
 
 @functools.cache
 def table(name: str, dtype: str) -> tuple[float, ...]:
-    steps = {**HONEST, **MISTAKEN}[name]
-    orders = (False, True) if name in HONEST else (False,)
+    steps = {**HONEST, **MISTAKEN, **STRUCTURAL}[name]
+    orders = (False, True) if name in HONEST and dtype != "bfloat16" else (False,)
     return tuple(max(spent(vector, steps, dtype, backwards) for backwards in orders) for vector in VECTORS)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_variants_stay_within_budget(name: str, dtype: str) -> None:
     worst = max(table(name, dtype))
@@ -161,4 +179,12 @@ def test_mild_mistakes_exceed_it_in_two_cases_or_more(name: str, dtype: str) -> 
     print(
         f"\n{dtype}: {name}: {over} of {len(ratios)} cases, the clearest {ratios[0]:.3g} budgets, the second {ratios[1]:.3g}"
     )
+    assert over >= 2
+
+
+@pytest.mark.parametrize("name", STRUCTURAL)
+def test_mistakes_of_structure_exceed_it_in_bfloat16_too(name: str) -> None:
+    ratios = sorted(table(name, "bfloat16"), reverse=True)
+    over = sum(ratio > 1 for ratio in ratios)
+    print(f"\nbfloat16: {name}: {over} of {len(ratios)} cases, the clearest {ratios[0]:.3g} budgets")
     assert over >= 2
