@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from support import EVERY_CASE
 
 from refpeft.oracle import explain as module
 from refpeft.oracle.explain import clause_title, clauses, explain, specs_directory
@@ -81,7 +82,8 @@ def test_a_question() -> None:
     )
     assert "; required: a document; " in explain("config.resolve")
     assert "welcome besides" not in explain("config.resolve")
-    assert all(explain(name).startswith(f"question {name}: ") for name in QUESTIONS)
+    for name in QUESTIONS if EVERY_CASE else ("mask", "random", "inputs", "checkpoint.save"):
+        assert explain(name).startswith(f"question {name}: ")
 
 
 def test_what_is_welcome_stands_in_the_order_of_computation() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 import pytest
-from support import relative_error
+from support import EVERY_CASE, relative_error
 
 from refpeft import checkpoint
 from refpeft.errors import InputError
@@ -86,7 +86,7 @@ def test_refpeft_writes_the_documents_of_hf(vector: Vector, tmp_path: Path) -> N
 
 def test_stages_come_in_the_order_of_the_vectors() -> None:
     """Gradients, trained parameters and what a file holds aside: none depends on another."""
-    for vector in VECTORS:
+    for vector in VECTORS if EVERY_CASE else VECTORS[::8]:
         if vector.case.question == "checkpoint.save":
             continue
         expected = [name for name in vector.case.tensors if not name.startswith(("gradients.", "trained."))]
@@ -101,6 +101,18 @@ def test_every_question_is_asked_by_some_vector_for_each_of_its_methods() -> Non
 
 
 # ---------------------------------------------------------------- names
+
+
+OTHER_NAMES = {
+    ("hidden", "embedding"), ("embedding", "hidden"), ("encoder_key", "key"), ("encoder_key", "query"), ("heads", "kv_heads"),
+    ("decoder_tokens", "tokens"), ("virtual_rows", "virtual"),
+}  # fmt: skip
+"""What an axis of a step is called in a case: by what it is there, an encoder's text or an embedding as wide as the layers."""
+ONE_OF_SEVERAL = {
+    "encoder.visible", "head.last_token_logits", "inputs.position_ids_of_mask", "inputs.position_ids_of_tokens",
+    "mlp.gated_activation", "block.output", "block.parallel_output",
+}  # fmt: skip
+"""Steps whose stage another family's, or another task's, step is called too: `step_of` finds the first."""
 
 
 def test_every_stage_of_the_vectors_has_its_step() -> None:
@@ -119,7 +131,13 @@ def test_every_stage_of_the_vectors_has_its_step() -> None:
             step = step_of(name)
             assert (step is None) == name.startswith(without), name
             if step is not None:
-                assert (tensor.kind, tuple(tensor.axes)) == (step.kind, step.axes), name
+                summed = (name, tensor.kind) == (
+                    "inputs.embeddings",
+                    "elementary",
+                )  # with scaled or typed embeddings
+                assert tensor.kind == step.kind or summed, name
+                pairs = zip(tensor.axes, step.axes, strict=True)
+                assert {(own, axis) for own, axis in pairs if own != axis} <= OTHER_NAMES, name
 
 
 def test_step_of() -> None:
@@ -140,7 +158,9 @@ def test_step_of() -> None:
         "{stack}",
     ):
         assert name(nothing) is None
-    assert all(step.stage == "" or step_of(_filled(step.stage)) is step for step in STEPS.values())
+    assert {
+        n for n, step in STEPS.items() if step.stage and step_of(_filled(step.stage)) is not step
+    } == ONE_OF_SEVERAL
 
 
 def _filled(template: str) -> str:

@@ -10,6 +10,7 @@ import numpy
 import pytest
 from oracle.fake_ports import START
 
+from refpeft.config import TASK_TYPES
 from refpeft.oracle.protocol import RunAnswer, RunCommand, Skipped
 from refpeft.oracle.questions import QUESTIONS
 from refpeft.oracle.reply import STRAY, PortError, Reply, printable, read_abilities, read_answer, read_reply
@@ -67,7 +68,8 @@ def said(**changes: object) -> bytes:
 
 
 def test_abilities() -> None:
-    assert msgspec.to_builtins(read_abilities(said(), "PORT")) == START
+    assert msgspec.to_builtins(read_abilities(said(), "PORT")) == {**START, "tasks": list(TASK_TYPES)}
+    assert read_abilities(said(tasks=["SEQ_CLS"]), "PORT").tasks == ["SEQ_CLS"]
     strange = {
         "name": "\x1b[31mred",
         "language": "a\x07",
