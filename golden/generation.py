@@ -54,7 +54,7 @@ GENERATION_RECIPES = (
     _generate(PREFIX, "greedy-pad-is-end", "the token to pad with ends rows too: no mask is inferred", "GN-1 GN-5", "odd",
               Text(2, 8, "left", pad=16), 5, 9, eos_token_id=16, pad_token_id=16),
     _generate(PREFIX, "greedy-several-ends", "any of three tokens ends a row; the first of them fills it", "GN-4 GN-5",
-              "even", Text(5, 8), 2, 9, eos_token_id=[34, 27, 9]),
+              "even", Text(5, 8), 2, 7, eos_token_id=[34, 27, 9]),
     _generate(PREFIX, "greedy-min-new-tokens", "a row does not end before its fifth new token", "GN-4", "even",
               Text(2, 8), 5, 9, eos_token_id=27, pad_token_id=17, min_new_tokens=5),
     _generate(PREFIX, "beams", "three beams, the two best returned: the cache follows the beams", "GN-6 GN-7", "even",

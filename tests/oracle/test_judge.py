@@ -236,7 +236,7 @@ def test_profiles_are_asked_in_their_own_dtype(tmp_path: Path) -> None:
 
     single = Fake(rounded, profiles=list(PROFILES))
     verdicts = [r.verdict for r in asked(single, [FORWARD], tmp_path / "single", *PROFILES)]
-    assert verdicts == ["CONFORMS", "NONCONFORMING", "CONFORMS"], "float32 is not float64"
+    assert verdicts == ["CONFORMS", "NONCONFORMING", "CONFORMS", "CONFORMS"], "float32 is not float64"
 
 
 # ---------------------------------------------------------------- a whole run
