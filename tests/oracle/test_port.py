@@ -14,6 +14,7 @@ import pytest
 from oracle.fake_ports import START, command
 
 from refpeft import __version__
+from refpeft.config import TASK_TYPES
 from refpeft.oracle import questions
 from refpeft.oracle.port import ObjectPort, ProcessPort, ReferencePort, open_port
 from refpeft.oracle.protocol import RunCommand
@@ -83,7 +84,7 @@ def test_an_object_or_a_class(module: str, name: str, tmp_path: Path) -> None:
     port = open_port([f"{module}:{name}"])
     assert isinstance(port, ObjectPort)
     assert isinstance(port, Port)
-    assert msgspec.to_builtins(port.abilities) == START
+    assert msgspec.to_builtins(port.abilities) == {**START, "tasks": list(TASK_TYPES)}
     mask = numpy.array([[1, 0]])
     given = port.ask(Ask("mask", "common", inputs={"attention_mask": mask}), request(tmp_path / "output"))
     assert given.status == "ANSWERED"
