@@ -99,8 +99,7 @@ defvjp(erf, lambda ans, x: lambda g: g * _at_once(_error_function.slope, x))
 
 def _at_once(function: Callable[[Any], Any], x: Array) -> Array:
     """A function that is one operation, of an array that may round after each operation."""
-    at_once = getattr(x, "as_one_operation", None)
-    return cast("Array", at_once(function) if at_once else function(x))
+    return cast("Array", getattr(x, "as_one_operation", lambda plain: plain(x))(function))
 
 
 def _unreduced(reduced: Array, like: Array, axis: int | tuple[int, ...] | None, keepdims: bool) -> Array:
@@ -395,8 +394,7 @@ def register(array_type: type, to_host: Callable[[Any], Any] = _numpy.asarray) -
 
 
 __all__ = [
-    "Array", "Float", "Parameters", "arange", "broadcast_to", "cast_to", "concatenate", "constant_max", "cos", "cumsum", "cut",
-    "defvjp", "entry", "erf", "exp", "from_list", "full", "log", "log1p", "mean", "most_negative", "pick", "primitive", "register", "reshape", "round_to", "sin",
-    "sqrt", "square", "sum", "swapaxes", "take_rows", "tanh", "to_host", "transpose", "unstack", "value_and_grad",
-    "value_of", "where",
+    "Array", "Float", "Parameters", "arange", "broadcast_to", "cast_to", "concatenate", "constant_max", "cos", "cumsum", "cut", "defvjp",
+    "entry", "erf", "exp", "from_list", "full", "log", "log1p", "mean", "most_negative", "pick", "primitive", "register", "reshape",
+    "round_to", "sin", "sqrt", "square", "sum", "swapaxes", "take_rows", "tanh", "to_host", "transpose", "unstack", "value_and_grad", "value_of", "where",
 ]  # fmt: skip

@@ -51,13 +51,16 @@ def failures(results: Results) -> list[tuple[str, str, str]]:
 
 @pytest.mark.live
 def test_hf_peft_conforms_to_its_own_vectors(tmp_path: Path) -> None:
-    """In plain float32, and after `.double()` with HF's float32 islands."""
+    """In plain float32, after `.double()` with HF's float32 islands, and in bfloat16."""
     for module in ("torch", "transformers", "peft"):
         need(module)
     results = judged([sys.executable, str(HERE / "hf_peft.py")], tmp_path)
     assert failures(results) == []
     assert results.profiles == ["float32", "float64-islands", "bfloat16"]
-    assert results.summary.counts.get("CONFORMS", 0) == results.summary.asked
+    undecided = [case for case in results.cases if case.verdict == "SKIPPED"]
+    assert all("decides nothing" in c.message or "nothing is decided" in c.message for c in undecided)
+    assert {case.profile for case in undecided} == {"float64-islands", "bfloat16"}
+    assert len(undecided) < 50 < results.summary.counts["CONFORMS"] / 30
 
 
 def test_the_javascript_port_conforms_and_is_float64_exact(tmp_path: Path) -> None:
