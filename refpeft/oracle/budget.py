@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 import numpy
-from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from refpeft import arrays
@@ -28,6 +27,7 @@ from refpeft.oracle.questions import GRADIENTS, TOKENS, Answer, Arithmetic, Ask,
 from refpeft.oracle.rounded import Rounded
 from refpeft.oracle.trajectory import STAGE, TRAINED, TRAINING
 from refpeft.oracle.validity import Validity
+from refpeft.oracle.wrapped import Wrapped, plain
 from refpeft.steps import definition, replaced
 
 FORWARD_MULTIPLIER = 8.0
@@ -163,58 +163,30 @@ def errors(given: NDArray[Any], expected: NDArray[Any]) -> tuple[float, float]:
     return norm, largest
 
 
-class _Reversed(NDArrayOperatorsMixin):
+class _Reversed(Wrapped):
     """An array whose matrix products and sums run from the last term to the first."""
 
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = numpy.asarray(value)
-
-    shape = property(lambda self: self.value.shape)
-    ndim = property(lambda self: self.value.ndim)
-    size = property(lambda self: self.value.size)
-    dtype = property(lambda self: self.value.dtype)
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __getitem__(self, index: Any) -> _Reversed:
-        return _Reversed(self.value[_plain(index)])
-
-    def astype(self, dtype: Any) -> _Reversed:
-        return _Reversed(self.value.astype(dtype))
+    __slots__ = ()
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        if method != "__call__" or not all(
-            isinstance(x, _Reversed | numpy.ndarray | numpy.generic | int | float) for x in inputs
-        ):
+        if method != "__call__" or not self.knows(inputs):
             return NotImplemented
-        plain = [_plain(x) for x in inputs]
-        if ufunc is numpy.matmul and plain[0].ndim > 1 and plain[1].ndim > 1:
-            plain = [
-                numpy.ascontiguousarray(plain[0][..., ::-1]),
-                numpy.ascontiguousarray(plain[1][..., ::-1, :]),
+        given = [plain(x) for x in inputs]
+        if ufunc is numpy.matmul and given[0].ndim > 1 and given[1].ndim > 1:
+            given = [
+                numpy.ascontiguousarray(given[0][..., ::-1]),
+                numpy.ascontiguousarray(given[1][..., ::-1, :]),
             ]
-        return _Reversed(ufunc(*plain, **kwargs))
+        return _Reversed(ufunc(*given, **kwargs))
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        plain_args, plain_kwargs = _plain(args), {name: _plain(value) for name, value in kwargs.items()}
+        plain_args, plain_kwargs = plain(args), {name: plain(value) for name, value in kwargs.items()}
         if function in (numpy.sum, numpy.mean):
             plain_args = (numpy.ascontiguousarray(numpy.flip(plain_args[0])), *plain_args[1:])
             result = function(*plain_args, **plain_kwargs)
             return _Reversed(numpy.flip(result))
         result = function(*plain_args, **plain_kwargs)
         return _Reversed(result) if isinstance(result, numpy.ndarray | numpy.generic) else result
-
-
-def _plain(x: Any) -> Any:
-    """An argument with every `_Reversed` inside taken out."""
-    if isinstance(x, _Reversed):
-        return x.value
-    if isinstance(x, tuple | list):
-        return type(x)(_plain(entry) for entry in x)
-    return x
 
 
 @functools.cache
@@ -298,6 +270,14 @@ def reference(ask: Ask, profile: Profile) -> Answer:
     return answer(ask, Arithmetic("longdouble" if profile.name == "float64" else "float64"))
 
 
+def strayed(replay: NDArray[Any], target: NDArray[Any], counted: NDArray[Any]) -> tuple[float, float]:
+    """The errors of one replay, masked scores aside; 1 where an element that counts is no number, which others may be."""
+    lost, shown = ~numpy.isfinite(replay), numpy.abs(target) < HIDDEN
+    if (lost & shown & counted).any():
+        return 1.0, 1.0
+    return errors(replay[shown & ~lost], target[shown & ~lost])
+
+
 def measure(ask: Ask, profile: Profile) -> dict[str, Floor]:
     """The floor of every floating-point tensor of refpeft's answer, by replaying it.
 
@@ -319,13 +299,8 @@ def measure(ask: Ask, profile: Profile) -> dict[str, Floor]:
             tensor, target = numpy.asarray(tensor), numpy.asarray(wanted[name])
             if tensor.dtype.kind != "f" or not numpy.isfinite(target).any():
                 continue
-            lost, shown = ~numpy.isfinite(tensor), numpy.abs(target) < HIDDEN
             step = names.step_of(name)
-            counted = valid.of_tensor(step.axes if step else (), tensor.shape)
-            if (lost & shown & counted).any():
-                norm = largest = 1.0
-            else:
-                norm, largest = errors(tensor[shown & ~lost], target[shown & ~lost])
+            norm, largest = strayed(tensor, target, valid.of_tensor(step.axes if step else (), tensor.shape))
             before = worst.get(name, (0.0, 0.0))
             worst[name] = (max(norm, before[0]), max(largest, before[1]))
     return {name: Floor(*pair) for name, pair in worst.items()}

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from refpeft.oracle import questions
 from refpeft.oracle.budget import PROFILES, Floor, Profile, in_profile
 from refpeft.oracle.floors import floors
+from refpeft.oracle.names import step_of
 from refpeft.oracle.own import OwnVector
 from refpeft.oracle.questions import Arithmetic, Ask
 from refpeft.oracle.together import MOVES, Replay, Together, floor_of
+from refpeft.oracle.validity import Validity
 from refpeft.oracle.vectors import Vector
 
 Take = Callable[[str, NDArray[Any], Floor], None]
@@ -52,13 +54,15 @@ def own_expected(ask: Ask, profile: Profile, names: Collection[str], take: Take)
     A single number has too few replays to go by: the loss has at least the floor of its logits.
     """
     scale = FLOAT64_FROM_FLOAT32 if profile.name == "float64" else 1.0
-    left, of_logits = set(names), Floor(0.0, 0.0)
+    left, of_logits, valid = set(names), Floor(0.0, 0.0), Validity.of(ask)
 
     def consume(name: str, value: Any) -> None:
         nonlocal of_logits
         if name not in left and name != "logits":
             return
-        floor = floor_of(value) if isinstance(value, Together) else Floor(0.0, 0.0)
+        step = step_of(name)
+        counted = valid.of_tensor(step.axes if step else (), numpy.shape(value))
+        floor = floor_of(value, counted) if isinstance(value, Together) else Floor(0.0, 0.0)
         floor = Floor(scale * floor.norm, scale * floor.largest)
         if name == "logits":
             of_logits = floor

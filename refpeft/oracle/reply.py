@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import msgspec
 
 from refpeft.checkpoint import WEIGHTS_FILE
-from refpeft.config import CONFIG_NAME
+from refpeft.config import CONFIG_NAME, TASK_TYPES
 from refpeft.errors import RefpeftError
 from refpeft.oracle.answer_files import read_answer_tensors
 from refpeft.oracle.protocol import (
@@ -152,13 +152,17 @@ def read_abilities(line: bytes, program: str, *, strict: bool = False) -> StartA
         raise PortError(
             f"`{program}` speaks version {abilities.version} of the protocol; this refpeft speaks {VERSION}."
         )
-    unknown = sorted(set(abilities.questions) - set(QUESTIONS)) + sorted(
-        set(abilities.methods) - set(METHODS)
-    )
+    unknown = [
+        name
+        for said, there in (
+            (abilities.questions, QUESTIONS), (abilities.methods, METHODS), (abilities.tasks, TASK_TYPES),
+        )
+        for name in sorted(set(said) - set(there))
+    ]  # fmt: skip
     if unknown:
         raise PortError(
             f"`{program}` says it can do {', '.join(unknown)}, which do not exist. Questions: {', '.join(QUESTIONS)}; "
-            f"methods: {', '.join(METHODS)}."
+            f"methods: {', '.join(METHODS)}; tasks: {', '.join(TASK_TYPES)}."
         )
     said = abilities.implementation
     plain = {name: printable(getattr(said, name))[:LONGEST_NAME] for name in ("name", "language", "version")}

@@ -15,9 +15,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy
-from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from refpeft import arrays
+from refpeft.oracle.wrapped import Wrapped, plain
 
 
 def to_bfloat16(x: Any) -> Any:
@@ -30,26 +30,10 @@ LARGEST = float(2.0**128 - 2.0**120)
 """Of bfloat16; its opposite is what hides a key."""
 
 
-class Rounded(NDArrayOperatorsMixin):
+class Rounded(Wrapped):
     """An array of bfloat16 numbers, held in float32."""
 
-    __slots__ = ("value",)
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, value: Any) -> None:
-        """Of what is on the grid already."""
-        self.value = value
-
-    shape = property(lambda self: self.value.shape)
-    ndim = property(lambda self: self.value.ndim)
-    size = property(lambda self: self.value.size)
-    dtype = property(lambda self: self.value.dtype)
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __getitem__(self, index: Any) -> Rounded:
-        return Rounded(self.value[_plain(index)])
+    __slots__ = ()
 
     def astype(self, dtype: Any) -> Rounded:
         """The format stays: whatever a step asks for, it gets bfloat16."""
@@ -60,30 +44,20 @@ class Rounded(NDArrayOperatorsMixin):
         return Rounded(to_bfloat16(function(self.value)))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        known = Rounded | numpy.ndarray | numpy.generic | int | float
-        if method != "__call__" or not all(isinstance(x, known) for x in inputs):
+        if method != "__call__" or not self.knows(inputs):
             return NotImplemented
         return _again(ufunc(*map(_narrow, inputs), **kwargs))
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        given, named = _plain(args), {name: _plain(value) for name, value in kwargs.items()}
+        given, named = plain(args), {name: plain(value) for name, value in kwargs.items()}
         if function is numpy.full_like and numpy.dtype(named["dtype"]).kind == "f":
             given, named["dtype"] = (given[0], max(given[1], -LARGEST)), numpy.float32
         return _again(function(*given, **named))
 
 
-def _plain(x: Any) -> Any:
-    """An argument with every `Rounded` inside taken out."""
-    if isinstance(x, Rounded):
-        return x.value
-    if isinstance(x, tuple | list):
-        return type(x)(_plain(entry) for entry in x)
-    return x
-
-
 def _narrow(x: Any) -> Any:
     """An operand: real numbers with an axis come in the format, so that they widen nothing."""
-    x = _plain(x)
+    x = plain(x)
     return to_bfloat16(x) if isinstance(x, numpy.ndarray | numpy.generic) and x.dtype.kind == "f" else x
 
 

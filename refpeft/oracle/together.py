@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy
 from numpy.lib.mixins import NDArrayOperatorsMixin
+from numpy.typing import NDArray
 
 from refpeft import arrays
-from refpeft.oracle.budget import HIDDEN, Floor, _moved, _plain, _Reversed, errors, register_reversed
+from refpeft.oracle.budget import Floor, _moved, _Reversed, register_reversed, strayed
+from refpeft.oracle.wrapped import plain
 from refpeft.stored import Stored
 
 MOVES = 3
@@ -70,7 +72,7 @@ class Together(NDArrayOperatorsMixin):
                 given[1] = max(given[1], float(numpy.finfo(dtype).min))
             result = function(*given, **named)
             if not hasattr(result, "dtype") or result.dtype.kind in "iu":
-                return _plain(result)
+                return plain(result)
             results.append(result)
         return Together(tuple(results))
 
@@ -112,7 +114,7 @@ class Shared:
             kinds.setdefault((value.dtype, isinstance(value, _Reversed)), []).append(i)
         products: list[Any] = [None] * len(values)
         for (dtype, backwards), members in kinds.items():
-            rows = numpy.concatenate([_plain(values[i]).reshape(-1, left.shape[-1]) for i in members])
+            rows = numpy.concatenate([plain(values[i]).reshape(-1, left.shape[-1]) for i in members])
             if backwards:
                 rows = numpy.ascontiguousarray(rows[:, ::-1])
             product = numpy.empty((len(rows), self.shape[1]), dtype)
@@ -148,16 +150,10 @@ class Replay:
         return Together((array, *replays))
 
 
-def floor_of(value: Together) -> Floor:
-    """The worst errors of the replays against the reference, masked scores aside; none where nothing is finite."""
-    target = value.values[0]
-    shown = numpy.abs(target) < HIDDEN
-    norm, largest = 0.0, 0.0
-    for replay in map(_plain, value.values[1:]):
-        if numpy.isfinite(replay[shown]).all():
-            found = errors(replay[shown], target[shown])
-            norm, largest = max(norm, found[0]), max(largest, found[1])
-    return Floor(norm, largest)
+def floor_of(value: Together, counted: NDArray[Any]) -> Floor:
+    """The worst errors of the replays against the reference."""
+    found = [strayed(plain(replay), value.values[0], counted) for replay in value.values[1:]]
+    return Floor(max(norm for norm, _ in found), max(largest for _, largest in found))
 
 
 def _of(x: Any, i: int, dtype: Any = None) -> Any:

@@ -37,6 +37,7 @@ from refpeft.oracle.names import step_of
 from refpeft.oracle.questions import Arithmetic
 from refpeft.oracle.validity import Validity
 from refpeft.oracle.vectors import Vector, all_vectors, golden_directory
+from refpeft.oracle.wrapped import plain
 from refpeft.steps import definition, replaced
 
 FLOAT32, FLOAT64, WITH_ISLANDS = PROFILES["float32"], PROFILES["float64"], PROFILES["float64-islands"]
@@ -110,10 +111,6 @@ def test_the_derivation_says_which_decides() -> None:
 
 
 # ---------------------------------------------------------------- summation the other way round
-
-
-def plain(array: Any) -> Any:
-    return array.value if isinstance(array, _Reversed) else array
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "longdouble"])
@@ -300,7 +297,7 @@ class Chunked(_Reversed):
     __slots__ = ()
 
     def __getitem__(self, index: Any) -> Chunked:
-        return Chunked(self.value[budget._plain(index)])
+        return Chunked(self.value[plain(index)])
 
     def astype(self, dtype: Any) -> Chunked:
         return Chunked(self.value.astype(dtype))
@@ -309,7 +306,7 @@ class Chunked(_Reversed):
         known = _Reversed | numpy.ndarray | numpy.generic | int | float
         if method != "__call__" or not all(isinstance(x, known) for x in inputs):
             return NotImplemented
-        given = [budget._plain(x) for x in inputs]
+        given = [plain(x) for x in inputs]
         if ufunc is not numpy.matmul:
             return Chunked(ufunc(*given, **kwargs))
         a, b = given
@@ -319,9 +316,9 @@ class Chunked(_Reversed):
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if function not in (numpy.sum, numpy.mean):
-            result = function(*budget._plain(args), **{key: budget._plain(x) for key, x in kwargs.items()})
+            result = function(*plain(args), **{key: plain(x) for key, x in kwargs.items()})
             return Chunked(result) if isinstance(result, numpy.ndarray | numpy.generic) else result
-        x, axis = budget._plain(args[0]), kwargs.get("axis")
+        x, axis = plain(args[0]), kwargs.get("axis")
         axes = tuple(range(x.ndim)) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
         axes = tuple(a % x.ndim for a in axes)
         total = x

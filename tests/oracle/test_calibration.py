@@ -23,6 +23,7 @@ from refpeft.oracle.cases import ask_of
 from refpeft.oracle.floors import floors
 from refpeft.oracle.questions import Arithmetic, answer, is_required
 from refpeft.oracle.vectors import Vector, all_vectors
+from refpeft.oracle.wrapped import plain
 from refpeft.steps import definition, replaced
 
 VECTORS = [
@@ -139,7 +140,7 @@ def spent(vector: Vector, steps: Steps, dtype: str, backwards: bool = False) -> 
     arithmetic = Arithmetic(dtype)
     if backwards:
         budget.register_reversed()
-        arithmetic = Arithmetic(dtype, budget._Reversed, budget._plain)
+        arithmetic = Arithmetic(dtype, budget._Reversed, plain)
     elif dtype == "bfloat16":
         arithmetic = budget._replays(dtype)[0]
     islands = budget.in_profile(profile) if dtype == "bfloat16" else contextlib.nullcontext()

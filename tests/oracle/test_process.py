@@ -109,7 +109,7 @@ def test_names_questions_and_methods_that_do_not_exist(tmp_path: Path) -> None:
     said = refusal(tmp_path, ["say", {**START, "questions": ["mask", "foward"], "methods": ["lora"]}])
     assert said == (
         f"PORT says it can do foward, lora, which do not exist. Questions: {', '.join(QUESTIONS)}; methods: prompt_tuning, "
-        "prefix_tuning."
+        f"prefix_tuning; tasks: {', '.join(TASK_TYPES)}."
     )
 
 

@@ -87,7 +87,8 @@ def test_abilities() -> None:
     [
         (b"hello", "`PORT` answered `start` with 'hello', which is not what PP-2 says: JSON is malformed: invalid character (byte 0)."),
         (said(version=2), "`PORT` speaks version 2 of the protocol; this refpeft speaks 1."),
-        (said(methods=["lora"]), f"`PORT` says it can do lora, which do not exist. Questions: {', '.join(QUESTIONS)}; methods: prompt_tuning, prefix_tuning."),
+        (said(methods=["lora"]), f"`PORT` says it can do lora, which do not exist. Questions: {', '.join(QUESTIONS)}; methods: prompt_tuning, prefix_tuning; tasks: {', '.join(TASK_TYPES)}."),
+        (said(tasks=["CAUSAL"]), f"`PORT` says it can do CAUSAL, which do not exist. Questions: {', '.join(QUESTIONS)}; methods: prompt_tuning, prefix_tuning; tasks: {', '.join(TASK_TYPES)}."),
     ],
 )  # fmt: skip
 def test_abilities_that_are_none(line: bytes, message: str) -> None:

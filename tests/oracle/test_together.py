@@ -19,6 +19,7 @@ from refpeft.oracle.expected import own_expected
 from refpeft.oracle.own import OwnVector, draw_texts, open_own_model, own_vectors
 from refpeft.oracle.questions import Arithmetic, Ask, is_required
 from refpeft.oracle.together import MOVES, Replay, Shared, Together, floor_of
+from refpeft.oracle.wrapped import plain
 from refpeft.steps import replaced
 from refpeft.stored import Stored
 
@@ -62,8 +63,8 @@ def test_integers_are_the_same_in_all_and_real_numbers_are_not() -> None:
     assert numpy.zeros_like(value, dtype=numpy.int64).tolist() == [[0, 0], [0, 0]]
     assert isinstance(value > 1, Together)
     lowest = numpy.full_like(value, float(numpy.finfo("float64").min), dtype="float64", shape=(1,))
-    assert [float(numpy.asarray(budget._plain(v))[0]) for v in lowest.values] == [
-        float(numpy.finfo(budget._plain(v).dtype).min) for v in lowest.values
+    assert [float(numpy.asarray(plain(v))[0]) for v in lowest.values] == [
+        float(numpy.finfo(plain(v).dtype).min) for v in lowest.values
     ]
 
 
@@ -81,13 +82,13 @@ def test_a_product_with_a_stored_weight_is_each_arithmetic_s_own() -> None:
     product = replay.wrap(left) @ numpy.swapaxes(weight, -1, -2)
     numpy.testing.assert_allclose(product.values[0], left @ right.T, rtol=1e-15)
     for i, value in enumerate(product.values[1:]):
-        plain = budget._plain(value)
-        assert (plain.dtype, isinstance(value, budget._Reversed)) == (numpy.float32, i % 2 == 1)
-        numpy.testing.assert_allclose(plain, left @ right.T, rtol=1e-5)
+        inside = plain(value)
+        assert (inside.dtype, isinstance(value, budget._Reversed)) == (numpy.float32, i % 2 == 1)
+        numpy.testing.assert_allclose(inside, left @ right.T, rtol=1e-5)
     forwards = left.astype(numpy.float32).reshape(-1, 5) @ right.T
     numpy.testing.assert_array_equal(product.values[1].reshape(-1, 4), forwards)
     backwards = left.astype(numpy.float32).reshape(-1, 5)[:, ::-1].copy() @ right.T[::-1].copy()
-    numpy.testing.assert_array_equal(budget._plain(product.values[2]).reshape(-1, 4), backwards)
+    numpy.testing.assert_array_equal(plain(product.values[2]).reshape(-1, 4), backwards)
 
 
 def test_a_product_with_a_slice_of_a_stored_tensor() -> None:
@@ -98,7 +99,7 @@ def test_a_product_with_a_slice_of_a_stored_tensor() -> None:
     weight = replay.wrap(Stored(fused[:, 1], "float64", (4, 5)))
     product = replay.wrap(left) @ numpy.swapaxes(weight, -1, -2)
     for value in product.values:
-        numpy.testing.assert_allclose(budget._plain(value), left @ fused[:, 1].reshape(4, 5).T, atol=1e-5)
+        numpy.testing.assert_allclose(plain(value), left @ fused[:, 1].reshape(4, 5).T, atol=1e-5)
 
 
 def test_rows_of_a_stored_table_are_moved_and_exact_in_the_first_replay() -> None:
@@ -116,7 +117,14 @@ def test_the_floor_is_the_worst_replay_masked_scores_aside() -> None:
     value = Together(
         (numpy.array([3.0, 4.0, low]), numpy.array([3.0, 4.5, -1.0]), numpy.array([3.1, 4.0, low]))
     )
-    assert floor_of(value) == Floor(0.1, 0.5 / (5 / 2**0.5))
+    assert floor_of(value, numpy.ones(value.shape, bool)) == Floor(0.1, 0.5 / (5 / 2**0.5))
+
+
+def test_what_counts_and_comes_out_as_no_number_decides_nothing() -> None:
+    """As for golden cases; what does not count is left out."""
+    value = Together((numpy.array([3.0, 4.0]), numpy.array([3.0, numpy.nan])))
+    assert floor_of(value, numpy.array([True, True])) == Floor(1.0, 1.0)
+    assert floor_of(value, numpy.array([True, False])) == Floor(0.0, 0.0)
 
 
 # ---------------------------------------------------------------- against separate replays
@@ -185,7 +193,7 @@ def spent(
     dtype, of = PROFILES[profile].dtype, PROFILES[profile]
     arithmetic = Arithmetic(dtype)
     if backwards:
-        arithmetic = Arithmetic(dtype, budget._Reversed, budget._plain)
+        arithmetic = Arithmetic(dtype, budget._Reversed, plain)
     with in_profile(of), replaced(steps):
         given = questions.answer(ask_of(vector), arithmetic).tensors
     worst = 0.0

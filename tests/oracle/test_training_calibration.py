@@ -20,6 +20,7 @@ from refpeft.oracle.cases import ask_of
 from refpeft.oracle.floors import floors
 from refpeft.oracle.questions import Arithmetic, answer, is_required
 from refpeft.oracle.vectors import Vector, all_vectors
+from refpeft.oracle.wrapped import plain
 from refpeft.steps import definition, replaced
 
 VECTORS = sorted(
@@ -186,7 +187,7 @@ def spent(vector: Vector, steps: Steps, dtype: str, backwards: bool = False) -> 
     arithmetic = Arithmetic(dtype)
     if backwards:
         budget.register_reversed()
-        arithmetic = Arithmetic(dtype, budget._Reversed, budget._plain)
+        arithmetic = Arithmetic(dtype, budget._Reversed, plain)
     with replaced(steps):
         given = answer(ask_of(vector), arithmetic).tensors
     worst = 0.0
