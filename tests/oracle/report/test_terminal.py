@@ -487,3 +487,15 @@ def test_a_loss_shows_its_two_numbers() -> None:
     loss = msgspec.structs.replace(OVER, name="loss", where="", values="12.5693, HF 13.9135", clause="TK-3")
     text = shown(case("NONCONFORMING", first=loss, differences=[loss]))
     assert "; the floor decides\n    given 12.5693, HF 13.9135\n" in text
+
+
+def test_bfloat16_alone_claims_less() -> None:
+    alone = shown(case("CONFORMS", profile="bfloat16"), verdict="CONFORMS", profiles=["bfloat16"])
+    assert body(alone).strip() == (
+        "CONFORMS  every answer agrees with HF peft: 1 of 1 case conforms; in bfloat16 alone, which is too coarse for mild "
+        "mistakes (JG-4)"
+    )
+    both = [case("CONFORMS"), case("CONFORMS", profile="bfloat16")]
+    assert "coarse" not in shown(*both, verdict="CONFORMS", profiles=["float32", "bfloat16"])
+    wrong = shown(case("NONCONFORMING", profile="bfloat16"), profiles=["bfloat16"])
+    assert "coarse" not in wrong
