@@ -9,9 +9,11 @@ python golden/generate.py --against installed    ask another release of HF, and 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -132,13 +134,29 @@ def check() -> list[str]:
     expected = {recipe.id for recipe in RECIPES}
     problems += [f"{name} is stored, but no recipe makes it" for name in sorted(stored - expected)]
     problems += [f"{name} is not stored" for name in sorted(expected - stored)]
-    with inside(GOLDEN / "models"):
-        for recipe in RECIPES:
-            if recipe.id in stored:
-                vector = read_vector(GOLDEN / "vectors" / recipe.id)
-                made = make(replace(recipe, adapter=vector.adapter_directory))
-                problems += [f"{recipe.id}: {problem}" for problem in compare(made, vector)]
+    places = [i for i, recipe in enumerate(RECIPES) if recipe.id in stored]
+    with concurrent.futures.ProcessPoolExecutor(
+        mp_context=multiprocessing.get_context("spawn"), initializer=be_quiet
+    ) as pool:
+        for found in pool.map(made_anew, places, chunksize=16):
+            problems += found
     return problems + floors.stale_floors(GOLDEN)
+
+
+def be_quiet() -> None:
+    """Hear nothing of HF's advice."""
+    warnings.simplefilter("ignore", FutureWarning)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def made_anew(place: int) -> list[str]:
+    """How one recipe's vector, made anew, differs from the stored one, in words."""
+    recipe = RECIPES[place]
+    vector = read_vector(GOLDEN / "vectors" / recipe.id)
+    with inside(GOLDEN / "models"):
+        made = make(replace(recipe, adapter=vector.adapter_directory))
+    return [f"{recipe.id}: {problem}" for problem in compare(made, vector)]
 
 
 def compare(made: Made, vector: Vector) -> list[str]:
@@ -210,9 +228,7 @@ def main() -> int:
         "--against", choices=["installed"], help="what the installed release of HF answers otherwise"
     )
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore", FutureWarning)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    be_quiet()
     start = time.perf_counter()
     if arguments.manifest:
         write_atomically(GOLDEN / MANIFEST, manifest())
