@@ -81,6 +81,8 @@ _INIT = (
     _init(PROMPT, "sample-vocab-many", "20 of 53 tokens: with replacement", "PT-5 PT-6", "even", 106, 20, **_SAMPLE),
     _init(PROMPT, "text-cut", "10 ids for 2 rows: the first two", "PT-5 PT-6", "odd", 107, 2, **_text("the License")),
     _init(PROMPT, "text-repeated", "5 ids for 7 rows: from the start again", "PT-5 PT-6", "odd", 108, 7, **_text("the")),
+    _init(PROMPT, "text-repeated-four-times", "5 ids for 20 rows", "PT-5 PT-6", "even", 120, 20, **_text("+,-")),
+    _init(PROMPT, "text-cut-short", "5 ids for 2 rows: the first two", "PT-5 PT-6", "even", 121, 2, **_text("+,-")),
     _init(PROMPT, "text-exact", "5 ids for 5 rows", "PT-5 PT-6", "odd", 109, 5, **_text("the")),
     _init(PROMPT, "text-first-special-token", "one row: the special token before the text", "PT-5", "odd", 110, 1,
           **_text("and the other")),

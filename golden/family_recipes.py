@@ -394,6 +394,15 @@ def _tasks() -> list[Recipe]:
         text={"token_types": True},
     )
     both(
+        "electra-odd",
+        "SEQ_CLS",
+        "token-types",
+        "token types, and padding on the left",
+        "TK-4 TK-5",
+        padding="left",
+        text={"token_types": True},
+    )
+    both(
         "roberta-odd", "SEQ_CLS", "sequence-no-mask", "no mask", "TK-5 PO-4", padding="", text={"pads": False}
     )
     for model in ("gpt2-heads", "llama-odd", "bert-odd", "roberta-odd", "falcon-alibi"):
@@ -405,6 +414,15 @@ def _tasks() -> list[Recipe]:
         "gradients of a class for each position",
         "TK-7 CF-9",
         "gradients",
+    )
+    both(
+        "bert-odd",
+        "TOKEN_CLS",
+        "token-types-of-tokens",
+        "a class for each position, with token types",
+        "TK-4 TK-7",
+        padding="right",
+        text={"token_types": True},
     )
     for model in ("gpt2-heads", "mistral-odd", "bert-odd", "electra-odd"):
         both(model, "QUESTION_ANS", "span", "where an answer begins and ends", "TK-8 CF-9", padding="right")
@@ -544,7 +562,10 @@ def _generations() -> list[Recipe]:
         ("t5-even", "prompt", "greedy", "behind an encoder: the prompt is the encoder's", "GN-3 PT-8", "", 1),
         ("bart-odd", "prefix", "beams", "three beams of a decoder", "GN-6 GN-7 PX-8", "right", 3),
         ("bart-even", "prompt", "greedy-right-padding", "scaled embeddings", "GN-3 PT-7", "right", 1),
+        ("bart-odd", "prefix", "greedy-forced", "the first and the last token are forced", "GN-9", "", 1),
+        ("t5-odd", "prompt", "greedy-forced", "the first and the last token are forced", "GN-9", "", 1),
     )
+    forced = {"forced_bos_token_id": 7, "forced_eos_token_id": 9}
     recipes = []
     for model, adapter, name, title, clauses, padding, beams in asked:
         sizes = fit(model, adapter, task_of(model), generates=True)
@@ -557,7 +578,7 @@ def _generations() -> list[Recipe]:
         recipes.append(
             Recipe(
                 ADAPTERS[adapter], "generate", f"{model}-{name}", f"{_family(model)}: {title}", clauses, model, own,
-                given | ({"num_beams": beams} if beams > 1 else {}), text=Text(sizes.batch, sizes.tokens, padding),
+                given | ({"num_beams": beams} if beams > 1 else {}) | (forced if name.endswith("forced") else {}), text=Text(sizes.batch, sizes.tokens, padding),
                 task_type=task_of(model),
             )
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 python golden/generate.py              make everything anew: models, vectors, floors, manifest
 python golden/generate.py --check      make the values anew and compare them with the stored ones
-python golden/generate.py --manifest   only write manifest.json again
+python golden/generate.py --derive     only measure floors and margins anew, and write the manifest
 python golden/generate.py --against installed    ask another release of HF, and say what it answers otherwise
 """
 
@@ -38,7 +38,7 @@ from safetensors.numpy import load, save
 from tasks import model_problems, stored_model
 
 from refpeft.files import write_atomically
-from refpeft.oracle import budget, floors
+from refpeft.oracle import budget, floors, kill_matrix
 from refpeft.oracle.lint import lint
 from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, read_vector
 
@@ -50,6 +50,8 @@ ADAPTER_TOLERANCE = 1e-6
 """How far two computers' float32 adapters may be apart, likewise."""
 FACTOR = 4.0
 """How far apart HF's float32 distance may be on two computers."""
+SAMPLED = 12
+"""Of so many cases, the margins of one are measured anew by a check."""
 LUCK = 2.0**-21
 """A few numbers, such as a loss, may be nearer than this, eight roundings, by luck."""
 
@@ -88,7 +90,7 @@ def files_of(made: Made) -> dict[str, bytes]:
 def manifest() -> bytes:
     """The SHA-256 of every file that a wheel carries."""
     paths = [p for top in ("models", "vectors") for p in (GOLDEN / top).rglob("*") if p.is_file()]
-    paths += [p for p in (GOLDEN / FLOORS,) if p.is_file()]
+    paths += [p for p in (GOLDEN / FLOORS, GOLDEN / kill_matrix.NAME) if p.is_file()]
     hashes = {p.relative_to(GOLDEN).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
     document = {"format": FORMAT, "dialect": DIALECT, "files": dict(sorted(hashes.items()))}
     return json.dumps(document, indent=2).encode() + b"\n"
@@ -121,10 +123,16 @@ def generate() -> str:
     replace_tree("models", models)
     replace_tree("vectors", vectors)
     write_atomically(GOLDEN / MANIFEST, manifest())
-    write_atomically(GOLDEN / FLOORS, floors.floors_document(GOLDEN))
-    write_atomically(GOLDEN / MANIFEST, manifest())
+    derive()
     size = sum(map(len, [*models.values(), *vectors.values()]))
     return f"{len(made)} vectors, {len(MODELS) + 1} models, {size / 1e6:.2f} MB"
+
+
+def derive() -> None:
+    """Floors, the kill matrix, the manifest: what follows from the vectors, without HF."""
+    write_atomically(GOLDEN / FLOORS, floors.floors_document(GOLDEN))
+    write_atomically(GOLDEN / kill_matrix.NAME, kill_matrix.kill_matrix_document(GOLDEN))
+    write_atomically(GOLDEN / MANIFEST, manifest())
 
 
 def check() -> list[str]:
@@ -140,7 +148,8 @@ def check() -> list[str]:
     ) as pool:
         for found in pool.map(made_anew, places, chunksize=16):
             problems += found
-    return problems + floors.stale_floors(GOLDEN)
+    problems += floors.stale_floors(GOLDEN) + kill_matrix.problems(GOLDEN)
+    return problems + kill_matrix.stale_margins(GOLDEN, SAMPLED)
 
 
 def be_quiet() -> None:
@@ -223,16 +232,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--check", action="store_true", help="compare with the stored vectors")
-    choice.add_argument("--manifest", action="store_true", help="only write manifest.json again")
+    choice.add_argument("--derive", action="store_true", help="only measure floors and margins anew")
     choice.add_argument(
         "--against", choices=["installed"], help="what the installed release of HF answers otherwise"
     )
     arguments = parser.parse_args()
     be_quiet()
     start = time.perf_counter()
-    if arguments.manifest:
-        write_atomically(GOLDEN / MANIFEST, manifest())
-        print("manifest.json written")
+    if arguments.derive:
+        derive()
+        print(f"floors, kill matrix and manifest, {time.perf_counter() - start:.0f} s")
         return 0
     if arguments.against:
         from against import changes, report  # which asks HF when it is imported

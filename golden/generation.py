@@ -87,6 +87,14 @@ GENERATION_RECIPES = (
     _generate(PREFIX, "beams-never-stops-early", "a row goes on where it would have closed, and a longer beam wins", "GN-8",
               "even", Text(2, 8), 5, 14, num_beams=2, early_stopping="never", eos_token_id=17, pad_token_id=3,
               length_penalty=1.3),
+    _generate(PROMPT, "greedy-forced-end", "rows that reach their maximum length end with a forced token", "GN-4 GN-9", "odd",
+              Text(2, 7), 5, 9, forced_eos_token_id=11),
+    _generate(PROMPT, "greedy-pad-is-end", "the token to pad with ends rows too: no mask is inferred", "GN-1 GN-5", "odd",
+              Text(2, 8, "left", pad=16), 5, 9, eos_token_id=16, pad_token_id=16),
+    _generate(PROMPT, "greedy-ends-not-at-once", "any of three tokens ends a row, from its fourth new token on", "GN-4 GN-5", "even",
+              Text(5, 8), 2, 9, eos_token_id=[13, 16, 27], pad_token_id=3, min_new_tokens=3),
+    _generate(PROMPT, "beams-stop-early", "a row closes while the other goes on, and takes nothing more", "GN-8", "even",
+              Text(2, 8), 5, 9, num_beams=2, eos_token_id=17, pad_token_id=3, length_penalty=1.5),
 )  # fmt: skip
 """Every case of generation."""
 

@@ -187,8 +187,6 @@ _FORWARD_PREFIX = (
              Text(5, 7, "left", "some"), 2, on_grid=False),
     _forward(PREFIX, "forward", "aligned", "sizes that are multiples of 32", "PX-3 PX-4 AT-2 AT-3", "aligned",
              Text(4, 16, "left", "all"), 8),
-    _forward(PREFIX, "forward", "aligned-projected", "sizes that are multiples of 32, with a projection",
-             "PX-1 PX-2 PX-3", "aligned", Text(4, 20), 8, prefix_projection=True, encoder_hidden_size=192),
 )  # fmt: skip
 
 _GRADIENTS = (

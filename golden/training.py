@@ -116,6 +116,12 @@ RECIPES = (
     _train(PREFIX, "projected-constant-warmup", "through a projection, one norm for all its parameters", "TR-1 TR-2 TR-3",
            "odd", Text(2, 7, "left", "all"), 5, 1,
            {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5, "max_grad_norm": 2.0}, **_WIDE),
+    _train(PROMPT, "accumulation-clipping", "the mean of two micro-batches' gradients is what is clipped", "TR-3 TR-4", "odd",
+           Text(2, 8, "right", "all"), 5, 7, {"gradient_accumulation_steps": 2, "max_grad_norm": 1.0}),
+    _train(PROMPT, "constant-ignores-warmup", "a constant learning rate, whatever warm-up is asked for", "TR-2", "odd",
+           Text(2, 7, "right", "all"), 5, 1, {"warmup_steps": 3}),
+    _train(PREFIX, "projected-decay", "everything decays, biases too", "TR-1", "even", Text(2, 8, "left", "all"), 5, 1,
+           {"weight_decay": 0.3, "learning_rate": 0.1}, **_WIDE),
     _train(PREFIX, "constant-ignores-warmup", "a constant learning rate, whatever warm-up is asked for", "TR-2", "even",
            Text(2, 8, "left", "all"), 5, 1, {"warmup_steps": 4}),
 )  # fmt: skip

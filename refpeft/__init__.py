@@ -12,7 +12,7 @@ loss, gradients = model.value_and_grad(input_ids=ids, attention_mask=mask, label
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 if TYPE_CHECKING:
     from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig

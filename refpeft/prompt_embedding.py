@@ -61,6 +61,17 @@ def prepend(
     return np.concatenate([np.cast_to(prompts, token_embeddings.dtype), token_embeddings], axis=1)
 
 
+@step("prompt.encoder_rows", clause="PT-8", stage="", axes="batch virtual hidden", kind="exact", source="peft peft_model.py PeftModelForSeq2SeqLM.forward")  # fmt: skip
+def encoder_rows(
+    prompt: Float[Array, "batch virtual_rows hidden"], num_virtual_tokens: int
+) -> Float[Array, "batch virtual hidden"]:
+    """Before an encoder's text: the first n of the table's 2n rows. The others are never used.
+
+    How others differ: all 2n rows; or the second half for the decoder, as the table's size suggests.
+    """
+    return np.cut(prompt, 0, num_virtual_tokens, 1)
+
+
 @step(
     "prompt.init_token_ids",
     clause="PT-5",

@@ -214,7 +214,9 @@ def encode(
     reach the encoder.
     """
     if not isinstance(prompt, tuple):
-        embeds = prompt_embedding.prepend(np.cut(prompt, 0, config.num_virtual_tokens, 1), embeds)
+        embeds = prompt_embedding.prepend(
+            prompt_embedding.encoder_rows(prompt, config.num_virtual_tokens), embeds
+        )
     parameters, own = stack.stack_parameters(base.parameters, "encoder"), base.config.stack("encoder")
     return stack.forward(parameters, own, embeds, mask, name="encoder").hidden
 

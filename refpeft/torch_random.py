@@ -24,6 +24,7 @@ from jaxtyping import Float32, Int64, UInt64
 from numpy.typing import NDArray
 
 from refpeft.errors import InputError
+from refpeft.steps import step
 
 Float32s: TypeAlias = NDArray[np.float32]
 
@@ -277,6 +278,7 @@ def linear(
     return weight, generator.uniform((out_features,), -bound, bound)
 
 
+@step("init.embedding", clause="PT-4", stage="", axes="virtual hidden", source="torch nn/modules/sparse.py Embedding.reset_parameters")  # fmt: skip
 def embedding(generator: Generator, rows: int, columns: int) -> Float32[np.ndarray, "rows columns"]:
     """Draw the initial weight of `torch.nn.Embedding(rows, columns)`: standard normals.
 

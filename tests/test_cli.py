@@ -176,7 +176,7 @@ def test_validating() -> None:
         (["--golden", "nowhere"], "Invalid value for '--golden': Directory 'nowhere' does not exist."),
         (["--timeout", "0"], "Invalid value for '--timeout': 0.0 is not in the range x>0."),
         (["--level", "models"], "Invalid value for '--level': 'models' is not one of 'config', 'components', 'model', 'gradients', 'training', 'generation', 'checkpoint'."),
-        (["--profile", "float16"], "Invalid value for '--profile': 'float16' is not one of 'float32', 'float64', 'float64-islands', 'bfloat16'."),
+        (["--profile", "float8"], "Invalid value for '--profile': 'float8' is not one of 'float32', 'float64', 'float64-islands', 'tf32', 'float16', 'bfloat16'."),
     ],
 )  # fmt: skip
 def test_wrong_usage(arguments: list[str], message: str) -> None:
@@ -492,6 +492,10 @@ def test_a_failing_port_in_full() -> None:
         "  → .refpeft/failures/prefix_tuning.prefix_encode.even-layers.float32",
         "",
         "",
+        "≈ 2 of 2 failing cases look like no known mistake, nor like two at once",
+        "  first seen at prefix.layers.0.key",
+        "",
+        "",
         "NONCONFORMING  some answers differ from HF peft: 1 of 3 cases conform; 2 NONCONFORMING; partial: only a selection was asked",
     ]
     assert first["error"] > 0.5
@@ -564,7 +568,10 @@ def test_explain() -> None:
     wrong = run("explain", "PX4")
     assert wrong.exit_code == common.USAGE
     assert wrong.stderr.startswith("Usage: main explain [OPTIONS] TOPIC\n")
-    assert "Error: 'PX4' is no clause, question, stage, step or case. Did you mean PX-" in wrong.stderr
+    assert (
+        "Error: 'PX4' is no clause, question, stage, step, known mistake or case. Did you mean PX-"
+        in wrong.stderr
+    )
     assert run("explain").exit_code == common.USAGE
 
 

@@ -100,6 +100,8 @@ def check(
     import tempfile
 
     from refpeft.errors import RefpeftError
+    from refpeft.oracle.diagnosis import with_diagnosis
+    from refpeft.oracle.evidence import Evidence
     from refpeft.oracle.history import remember
     from refpeft.oracle.judge import summarise
     from refpeft.oracle.run import judge
@@ -118,6 +120,7 @@ def check(
             for old in (STATE / "failures").glob("own.*" if own else "*"):
                 shutil.rmtree(old, ignore_errors=True)
         cases: list[CaseResult] = []
+        evidence = Evidence()
         interrupted = True
         with (
             contextlib.suppress(KeyboardInterrupt),
@@ -125,11 +128,14 @@ def check(
             progress(form, reached, selection) as advance,
         ):
             where = failures or STATE / "failures"
-            for case in judge(reached, selection, Path(work), where, fail_fast=fail_fast, jobs=jobs):
+            for case in judge(
+                reached, selection, Path(work), where, fail_fast=fail_fast, jobs=jobs, evidence=evidence
+            ):
                 cases.append(case)
                 advance()
             interrupted = False
         results = summarise(reached, selection, cases, interrupted=interrupted, fail_fast=fail_fast)
+        results = with_diagnosis(results, evidence, reached, golden)
     except RefpeftError as error:  # of the vectors: whatever a port does is a verdict
         raise click.UsageError(str(error)) from None
     finally:

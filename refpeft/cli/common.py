@@ -24,7 +24,7 @@ STATE = Path(".refpeft")
 """Below the working directory: what reproduces failures, and which cases failed last."""
 METHODS = ("prompt_tuning", "prefix_tuning", "common")
 LEVELS = ("config", "components", "model", "gradients", "training", "generation", "checkpoint")
-PROFILES = ("float32", "float64", "float64-islands", "bfloat16")
+PROFILES = ("float32", "float64", "float64-islands", "tf32", "float16", "bfloat16")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -206,12 +206,14 @@ def plan(port: Port, vectors: list[Vector], profiles: Sequence[str], partial: bo
     from refpeft.oracle.judge import Selection
 
     declared = port.abilities.profiles
-    if any(vector.truth == "refpeft" for vector in vectors) and "bfloat16" in (profiles or declared):
-        if profiles or declared == ["bfloat16"]:
+    narrow = [name for name in profiles or declared if ALL[name].simulated]
+    if any(vector.truth == "refpeft" for vector in vectors) and narrow:
+        wide = [name for name in declared if not ALL[name].simulated]
+        if profiles or not wide:
             raise click.UsageError(
-                "Your own model is not asked about in bfloat16 (JG-11). Ask in float32 or float64: the mistakes are the same."
+                f"Your own model is not asked about in {narrow[0]} (JG-11). Ask in float32 or float64: the mistakes are the same."
             )
-        declared = [name for name in declared if name != "bfloat16"]
+        declared = wide
     beyond = sorted(set(profiles) - set(declared))
     if beyond:
         raise click.UsageError(

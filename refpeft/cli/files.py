@@ -99,6 +99,8 @@ def judge(
     from refpeft.errors import RefpeftError
     from refpeft.oracle import judge as judging
     from refpeft.oracle import run
+    from refpeft.oracle.diagnosis import with_diagnosis
+    from refpeft.oracle.evidence import Evidence
     from refpeft.oracle.files_port import FilesPort
 
     try:
@@ -108,17 +110,20 @@ def judge(
         if failures is None and not partial:
             shutil.rmtree(STATE / "failures", ignore_errors=True)
         cases: list[CaseResult] = []
+        evidence = Evidence()
         interrupted = True
         with (
             contextlib.suppress(KeyboardInterrupt),
             tempfile.TemporaryDirectory(prefix="refpeft-") as work,
             progress(form, port, selection) as advance,
         ):
-            for case in run.judge(port, selection, Path(work), failures or STATE / "failures"):
+            where = failures or STATE / "failures"
+            for case in run.judge(port, selection, Path(work), where, evidence=evidence):
                 cases.append(case)
                 advance()
             interrupted = False
         results = judging.summarise(port, selection, cases, interrupted=interrupted)
+        results = with_diagnosis(results, evidence, port, golden)
     except RefpeftError as error:  # of the export or the vectors: whatever a port answers is a verdict
         raise click.UsageError(str(error)) from None
     print_results(results, form)

@@ -24,7 +24,7 @@ from refpeft import arrays
 from refpeft.oracle import choices, names, rounded
 from refpeft.oracle.protocol import Dtype
 from refpeft.oracle.questions import GRADIENTS, TOKENS, Answer, Arithmetic, Ask, answer
-from refpeft.oracle.rounded import Rounded
+from refpeft.oracle.rounded import FORMATS, Rounded
 from refpeft.oracle.trajectory import STAGE, TRAINED, TRAINING
 from refpeft.oracle.validity import Validity
 from refpeft.oracle.wrapped import Wrapped, plain
@@ -37,7 +37,7 @@ GRADIENT_MULTIPLIER = 16.0
 TRAINING_MULTIPLIER = 16.0
 """C for training: its steps are made of gradients."""
 NARROW_MULTIPLIER = 4.0
-"""C for everything in bfloat16, where replays round after each operation and most ports do so after several."""
+"""C for everything in TF32, float16 and bfloat16, where replays round after each operation and most ports do so after several."""
 DECIDING = 0.5
 """A budget above this decides nothing: an answer of zeros would be off by 1."""
 MEANINGFUL_BITS = 12
@@ -80,6 +80,11 @@ class Profile:
     islands: tuple[str, ...] = ()
     """The steps that it computes in float32 all the same."""
 
+    @property
+    def simulated(self) -> type[Rounded] | None:
+        """The arrays that its narrow arithmetic is replayed with; None where NumPy's own does it."""
+        return FORMATS.get(self.name)
+
 
 PROFILES: dict[str, Profile] = {
     profile.name: profile
@@ -87,13 +92,15 @@ PROFILES: dict[str, Profile] = {
         Profile("float32", "float32", 2.0**-24),
         Profile("float64", "float64", 2.0**-53),
         Profile("float64-islands", "float64", 2.0**-24, ISLANDS),
+        Profile("tf32", "float32", 2.0**-11),
+        Profile("float16", "float16", 2.0**-11, ("positions.rotary", "loss")),
         Profile("bfloat16", "bfloat16", 2.0**-8, ("positions.rotary", "loss")),
     )
 }
 """The profiles that a port can declare. *Conforms* is a claim about float32, *float64-exact* about float64."""
 
 
-class Floor(msgspec.Struct, frozen=True):
+class Floor(msgspec.Struct, frozen=True, array_like=True):
     """The worst errors of the replays."""
 
     norm: float
@@ -141,7 +148,7 @@ def budget_of(name: str, floor: Floor, profile: Profile) -> Budget:
     trajectory = name.startswith((TRAINING, TRAINED))
     multiplier = GRADIENT_MULTIPLIER if name.startswith(GRADIENTS) else FORWARD_MULTIPLIER
     multiplier = TRAINING_MULTIPLIER if trajectory else multiplier
-    multiplier = NARROW_MULTIPLIER if profile.dtype == "bfloat16" else multiplier
+    multiplier = NARROW_MULTIPLIER if profile.simulated else multiplier
     u = profile.unit_roundoff
     return Budget(
         multiplier * max(floor.norm, u), multiplier * max(floor.largest, u), multiplier, floor, u, trajectory
@@ -207,45 +214,48 @@ def _moved(seed: int) -> Callable[[Any], Any]:
     return move
 
 
-def _replays(dtype: str) -> Sequence[Arithmetic]:
-    """Summed forwards and backwards; each plain, and with inputs moved in the last place in several ways."""
-    if dtype == "bfloat16":
-        rounded.register()
-        seeds = range(1, MOVES + 1)
-        narrow: list[Callable[[Any], Any]] = [
-            rounded.to_bfloat16,
-            *(functools.partial(rounded.moved, seed) for seed in seeds),
-        ]
-        return [Arithmetic("float32", functools.partial(_rounded, move), rounded.opened) for move in narrow]
+def replays(profile: Profile) -> Sequence[Arithmetic]:
+    """Each plain, and with inputs moved in the last place in several ways; in wide formats summed forwards and backwards.
+
+    In simulated formats products are added up in float32, so that their order does not matter.
+    """
+    if profile.simulated:
+        return [simulation(profile.simulated, seed) for seed in range(MOVES + 1)]
     register_reversed()
 
     def unwrap(array: Any) -> Any:
         return array.value if isinstance(array, _Reversed) else array
 
     moves: list[Callable[[Any], Any]] = [lambda array: array, *(_moved(seed) for seed in range(1, MOVES + 1))]
-    forwards = [Arithmetic(dtype, move) for move in moves]
-    backwards = [Arithmetic(dtype, functools.partial(_reversed, move), unwrap) for move in moves]
+    forwards = [Arithmetic(profile.dtype, move) for move in moves]
+    backwards = [Arithmetic(profile.dtype, functools.partial(_reversed, move), unwrap) for move in moves]
     return (*forwards, *backwards)
+
+
+def simulation(kind: type[Rounded], seed: int = 0) -> Arithmetic:
+    """A narrow format's arithmetic; with a seed, inputs are moved to a neighbour at most."""
+    rounded.register(kind)
+
+    def wrap(array: Any) -> Rounded:
+        return kind(rounded.moved(kind, seed, array)) if seed else kind.of(array)
+
+    return Arithmetic("float32", wrap, rounded.opened)
 
 
 def _reversed(move: Callable[[Any], Any], array: Any) -> _Reversed:
     return _Reversed(move(array))
 
 
-def _rounded(move: Callable[[Any], Any], array: Any) -> Rounded:
-    return Rounded(move(array))
-
-
-def _island(name: str, dtype: str) -> Callable[..., Any]:
+def _island(name: str, profile: Profile) -> Callable[..., Any]:
     """The step, computed in float32 whatever comes in, its result put back into the format."""
-    original = definition(name)
+    original, kind = definition(name), profile.simulated
 
     def narrow(x: Any) -> Any:
         floating = hasattr(x, "dtype") and numpy.dtype(x.dtype).kind == "f"
         return arrays.cast_to(rounded.opened(x), "float32") if floating else x
 
     def back(x: Any) -> Any:
-        return rounded.closed(x) if dtype == "bfloat16" else arrays.cast_to(x, dtype)
+        return rounded.closed(x, kind) if kind else arrays.cast_to(x, profile.dtype)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with numpy.errstate(over="ignore"):  # masked scores become −inf, as they may
@@ -259,7 +269,7 @@ def _island(name: str, dtype: str) -> Callable[..., Any]:
 
 def in_profile(profile: Profile) -> AbstractContextManager[None]:
     """Within it, refpeft computes as the profile says: with float32 islands, or as usual."""
-    return replaced({name: _island(name, profile.dtype) for name in profile.islands})
+    return replaced({name: _island(name, profile) for name in profile.islands})
 
 
 def reference(ask: Ask, profile: Profile) -> Answer:
@@ -290,7 +300,7 @@ def measure(ask: Ask, profile: Profile) -> dict[str, Floor]:
         wanted = dict(reference(ask, profile).tensors)
     worst: dict[str, tuple[float, float]] = {}
     valid = Validity.of(ask)
-    for arithmetic in _replays(profile.dtype):
+    for arithmetic in replays(profile):
         with numpy.errstate(all="ignore"), in_profile(profile), choices.repeated(followed) as again:
             given = dict(answer(ask, arithmetic).tensors)
         if followed.made:

@@ -11,7 +11,6 @@ from typing import Any
 from refpeft.config import CONFIG_NAME, TASK_TYPES
 from refpeft.errors import RefpeftError
 from refpeft.files import read_json_object
-from refpeft.oracle.own import OwnVector
 from refpeft.oracle.protocol import StartAnswer
 from refpeft.oracle.questions import COMMON, QUESTIONS, Ask, answer
 from refpeft.oracle.vectors import Vector, VectorError, golden_directory, read_vector
@@ -82,7 +81,7 @@ def _stages(directory: Path) -> tuple[str, ...]:
 
 def stages_of(vector: Vector) -> list[str]:
     """Every tensor of a case that can be compared, in the order of computation."""
-    if isinstance(vector, OwnVector):
+    if vector.truth == "refpeft":
         return list(vector.case.tensors)
     return list(dict.fromkeys([*_stages(vector.directory), *vector.case.tensors]))
 

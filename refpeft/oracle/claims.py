@@ -1,9 +1,11 @@
-"""What is said of a run that asked less than it might have (clause JG-7), and of which prefixes are projected."""
+"""What is said of a run: that it asked less than it might have (JG-7), what its failures look like, which prefixes are projected."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 
 def cut_short(asked: int, planned: int, *, interrupted: bool, fail_fast: bool) -> str:
@@ -24,3 +26,28 @@ def why_partial(selected: bool, unanswered: int, cut: str) -> str:
 def is_projected(config: Mapping[str, Any] | None) -> bool:
     """Whether the prefix of a configuration comes out of an MLP: with a projection that is not folded yet (PX-5)."""
     return bool(config and config.get("prefix_projection") and not config.get("inference_mode"))
+
+
+class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What some failing cases have in common."""
+
+    kind: Literal["mutant", "two mutants", "arithmetic", "none"]
+    title: str
+    """The mistake in words."""
+    cases: list[str]
+    """The failing (case, profile)s it explains, as `case (profile)`."""
+    first: str = ""
+    """The tensor in which it is first seen."""
+    mutants: list[str] = []
+    """Ids of mutants; of those that explain the same cases equally well, all."""
+    clauses: list[str] = []
+    bits: float | None = None
+    """To how many bits everything before the first difference agrees; of arithmetic, the significant bits it has."""
+    against: int = 0
+    """Conforming cases in which the mistake should have shown."""
+    seen: str = ""
+    """Where the mistake was seen before."""
+    switch: str = ""
+    """What turns the arithmetic off."""
+    forced: str = ""
+    """What came of asking for the first wrong stage with refpeft's own inputs."""

@@ -1,4 +1,4 @@
-"""What a name means: a clause of specs/, a golden case, a stage or step, a question."""
+"""What a name means: a clause of specs/, a golden case, a stage or step, a question, a known mistake."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 from refpeft.oracle import names, questions
 from refpeft.oracle.budget import MEANINGFUL_BITS, PROFILES, agreement, meaningful
 from refpeft.oracle.cases import ask_of, stages_of
-from refpeft.oracle.vectors import Vector, all_vectors, matches
+from refpeft.oracle.kill_matrix import kill_matrix
+from refpeft.oracle.mutants import MUTANTS, Mutant
+from refpeft.oracle.vectors import Vector, all_vectors, golden_directory, matches
 from refpeft.steps import STEPS, Step
 
 USAGE = (
     "Say what to explain: a clause (PX-2), a page of clauses (PX), a question (forward), a stage, step or tensor "
-    "(prefix.layers.0.key), or a case."
+    "(prefix.layers.0.key), a known mistake (M16), or a case."
 )
 BARE = ("draws", "parameters", "gradients", "trained")
 """What stands before the first dot of tensors that are no stage."""
@@ -90,6 +92,8 @@ def explain(topic: str) -> str:
         return "\n".join([labels[label].splitlines()[0] for label in page])
     if topic in questions.QUESTIONS:
         return _question(topic, labels)
+    if topic.upper() in MUTANTS:
+        return _mutant(MUTANTS[topic.upper()], labels)
     step = STEPS.get(topic) or names.step_of(topic)
     if step is not None:
         return _step(step, labels)
@@ -97,6 +101,24 @@ def explain(topic: str) -> str:
     if names.is_known(tensor):
         return _tensor(tensor, labels)
     return _case(topic, labels)
+
+
+def _mutant(mutant: Mutant, labels: dict[str, str]) -> str:
+    """A known mistake: what is done instead, why, which steps it replaces, which cases decide it best."""
+    matrix, doc = kill_matrix(golden_directory()), (mutant.make.__doc__ or "").strip()
+    deciding = matrix.deciding(mutant.id, "float32")
+    deciding.sort(key=lambda case: -matrix.margin(case, mutant.id, "bfloat16"))
+    lines = [
+        f"mistake {mutant.id}: {mutant.title}",
+        "",
+        f"what is computed instead: {doc}",
+        f"why people make it: {mutant.why}",
+        *([f"seen: {mutant.seen}"] if mutant.seen else []),
+        f"steps: {', '.join(mutant.make())}",
+        f"decided by {len(deciding)} cases in float32, among them:",
+        *(f"  {case}" for case in deciding[:5]),
+    ]
+    return "\n".join([*lines, "", labels.get(mutant.clause, mutant.clause)])
 
 
 def _case(topic: str, labels: dict[str, str]) -> str:
@@ -124,10 +146,10 @@ def _case(topic: str, labels: dict[str, str]) -> str:
         return "\n".join(lines)
     if chosen:
         return "\n".join([f"{len(chosen)} cases:", *(f"  {c.id}  {c.title}" for c in chosen)])
-    known = [*labels, *questions.QUESTIONS, *STEPS, *cases]
+    known = [*labels, *questions.QUESTIONS, *STEPS, *MUTANTS, *cases]
     near = difflib.get_close_matches(topic, known, 3, 0.4)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
-    raise LookupError(f"{topic!r} is no clause, question, stage, step or case.{hint}")
+    raise LookupError(f"{topic!r} is no clause, question, stage, step, known mistake or case.{hint}")
 
 
 def _trajectory(vector: Vector) -> str:

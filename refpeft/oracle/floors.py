@@ -5,10 +5,8 @@ A case is known by the hash of its files; one that has changed is measured anew.
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
-import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -16,10 +14,11 @@ import msgspec
 from refpeft.files import MAXIMUM_JSON_BYTES
 from refpeft.oracle.budget import PROFILES, Floor, Profile, measure
 from refpeft.oracle.cases import ask_of
+from refpeft.oracle.spread import WORTH_PROCESSES, line_by_line, over_processes
 from refpeft.oracle.vectors import Vector, VectorError, all_vectors, golden_directory, read_vector
 
-WORTH_PROCESSES = 50
-"""From so many cases on, their floors are measured by several processes."""
+FORMAT = 2
+"""The version of the file."""
 SAMPLED = 4
 """Of so many cases as are worth several processes, each fourth is measured anew by a check: a change of the code shows in many."""
 
@@ -47,8 +46,8 @@ def _stored(golden: Path) -> Mapping[str, _CaseFloors]:
         raise VectorError(
             f"'{path}' is damaged: {error}. Reinstall refpeft, or make it anew with the vectors."
         ) from error
-    if stored.format != 1:
-        raise VectorError(f"'{path}' has format {stored.format}; this refpeft reads format 1.")
+    if stored.format != FORMAT:
+        raise VectorError(f"'{path}' has format {stored.format}; this refpeft reads format {FORMAT}.")
     return stored.cases
 
 
@@ -66,7 +65,7 @@ def stale_floors(golden: Path) -> list[str]:
     ]
     directories = [vector.directory for vector in vectors if vector.case.id in stored]
     step = 1 if len(directories) < WORTH_PROCESSES else SAMPLED
-    for case, measured in _measured_all(directories[::step]):
+    for case, measured in over_processes(_measured, directories[::step]):
         for profile, by_tensor in measured.profiles.items():
             u, before = PROFILES[profile].unit_roundoff, stored[case].profiles.get(profile, {})
             for name, floor in by_tensor.items():
@@ -87,17 +86,20 @@ def floors(vector: Vector, profile: Profile) -> Mapping[str, Floor]:
     return measure(ask_of(vector), profile)
 
 
+def floors_of_stages(vector: Vector, profile: Profile) -> Mapping[str, Floor]:
+    """The floors of everything that refpeft answers to a case, stages without golden values too; measured once in a run."""
+    return _measured_once(vector.directory, vector.digest, profile.name)
+
+
+@functools.lru_cache(maxsize=256)
+def _measured_once(directory: Path, digest: str, profile: str) -> Mapping[str, Floor]:
+    return measure(ask_of(read_vector(directory)), PROFILES[profile])
+
+
 def floors_document(golden: Path | None = None) -> bytes:
     """The contents of golden/floors.json: for every case and profile, the floors of the tensors it compares."""
-    measured = dict(_measured_all([vector.directory for vector in all_vectors(golden)]))
-    return msgspec.json.format(msgspec.json.encode(_Floors(1, measured)), indent=1) + b"\n"
-
-
-def _measured_all(directories: Sequence[Path]) -> list[tuple[str, _CaseFloors]]:
-    if len(directories) < WORTH_PROCESSES:
-        return list(map(_measured, directories))
-    with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(_measured, directories, chunksize=8))
+    measured = dict(over_processes(_measured, [vector.directory for vector in all_vectors(golden)]))
+    return line_by_line(_Floors(FORMAT, measured))
 
 
 def _measured(directory: Path) -> tuple[str, _CaseFloors]:

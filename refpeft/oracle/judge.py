@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from refpeft import __version__
 from refpeft.checkpoint import TENSOR
 from refpeft.errors import CheckpointError
-from refpeft.oracle import budget, names, questions
+from refpeft.oracle import names, questions
 from refpeft.oracle.answer_files import fresh_directory
 from refpeft.oracle.budget import Floor, Profile
 from refpeft.oracle.cases import ask_of, can_answer, damage_is_told, stages_of
-from refpeft.oracle.claims import cut_short, is_projected, why_partial
+from refpeft.oracle.claims import Finding, cut_short, is_projected, why_partial
 from refpeft.oracle.compare import UNDECIDED, Difference, compare, first_difference, missing
 from refpeft.oracle.documents import compare_document, read_adapter
 from refpeft.oracle.expected import derivation_of_floors, each_expected
-from refpeft.oracle.floors import floors
+from refpeft.oracle.floors import floors, floors_of_stages
 from refpeft.oracle.handed_out import HandedOut
 from refpeft.oracle.protocol import Implementation, RunCommand
 from refpeft.oracle.questions import QUESTIONS, TOKENS, Answer, Ask
@@ -96,6 +96,10 @@ class Results(msgspec.Struct, frozen=True):
     not_asked: list[str]
     expected_from: Literal["HF peft", "refpeft"] = "HF peft"
     """Whose values the answers were compared with: refpeft's own for the user's own model (clause JG-11)."""
+    diagnosis: list[Finding] = []
+    """What the failures look like (clause JG-13)."""
+    blind_spots: list[str] = []
+    """Mutants that no case asked could have decided, in the profiles asked (clause JG-12)."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +308,7 @@ def _localised(
     extra = [name for name in answer.tensors if name not in vector.case.tensors and names.step_of(name)]
     if not extra:
         return differences
-    wanted, measured = questions.answer(ask).tensors, budget.measure(ask, profile)
+    wanted, measured = questions.answer(ask).tensors, floors_of_stages(vector, profile)
     by_name = {d.name: d for d in differences}
     for name in extra:
         step = names.step_of(name)

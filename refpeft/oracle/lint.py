@@ -109,7 +109,7 @@ def _manifest(golden: Path) -> Iterator[str]:
     paths = [
         path for folder in ("models", "vectors") for path in (golden / folder).rglob("*") if path.is_file()
     ]
-    paths += [path for path in (golden / "floors.json",) if path.is_file()]
+    paths += [path for path in (golden / "floors.json", golden / "kill_matrix.json") if path.is_file()]
     actual = {p.relative_to(golden).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
     for name in sorted(files.keys() | actual.keys()):
         if name not in files:

@@ -369,6 +369,8 @@ def _tensors(model: OwnModel, question: str, text: Text) -> dict[str, Tensor]:
     """Every tensor of an answer in the order of computation, as the specification names them for a model of this depth."""
     found, config = {}, replace(model.base.config, hf={}, eos_token_id=None)
     given = frozenset(text) - {"input_ids"}
+    if config.kind == "encoder_decoder" and not given & {"labels", "decoder_input_ids"}:
+        given |= {"decoder_input_ids"}  # `prefix.encode` is given no text, and needs none
     stages = stage_names(config, given, prefix=model.method == PREFIX, task_type=str(model.config.task_type))
     for name, is_real in stages.items():
         step = names.step_of(name)

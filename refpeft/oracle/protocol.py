@@ -10,10 +10,10 @@ from refpeft.config import TASK_TYPES
 
 VERSION = 1
 """The version of the protocol."""
-ProfileName = Literal["float32", "float64", "float64-islands", "bfloat16"]
+ProfileName = Literal["float32", "float64", "float64-islands", "tf32", "float16", "bfloat16"]
 """What a port may compute in (clause JG-4)."""
 
-Dtype = Literal["float32", "float64", "bfloat16"]
+Dtype = Literal["float32", "float64", "float16", "bfloat16"]
 """What it reads inputs into and answers in (clause PP-3)."""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from refpeft.oracle.answer_files import discard
 from refpeft.oracle.cases import can_answer
 from refpeft.oracle.documents import read_adapter
+from refpeft.oracle.evidence import Evidence
 from refpeft.oracle.files_port import FilesPort
 from refpeft.oracle.handed_out import HandedOut
 from refpeft.oracle.judge import ONE_AT_A_TIME, Asked, CaseResult, Selection, ask_one, finish
@@ -33,6 +34,7 @@ def judge(
     *,
     fail_fast: bool = False,
     jobs: int = 1,
+    evidence: Evidence | None = None,
 ) -> Iterator[CaseResult]:
     """Ask every question of the selection that the port can answer, in each profile; yield verdicts as they come.
 
@@ -43,6 +45,7 @@ def judge(
         failures: Where to write a directory for each failure, or None.
         fail_fast: Stop at the first verdict that is not CONFORMS or SKIPPED.
         jobs: How many questions are asked at a time; the port must bear that (`Fleet`).
+        evidence: Is given each answer, for a diagnosis afterwards.
 
     After `PATIENCE` time-outs in a row nothing more is asked. Some questions are asked twice (JG-10).
     """
@@ -68,6 +71,8 @@ def judge(
             if repeated is not None and asked.reply.status == "ANSWERED" and kind not in repeated:
                 repeated.add(kind)
                 asked = asked if asked.again else once_more(place, asked)
+            if evidence is not None:
+                evidence.take(asked)
             result = finish(asked, failures, export)
             for seq in (place + 1, len(planned) + place + 1):
                 discard(work / str(seq))

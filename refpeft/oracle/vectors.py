@@ -254,8 +254,10 @@ def all_vectors(golden: Path | None = None) -> Iterator[Vector]:
 def _require_harmless(golden: Path) -> None:
     """Refuse what a directory from elsewhere must not have: it is read whole, and copied into failures' directories."""
     root = golden.resolve()
-    paths = [golden / name for name in ("manifest.json", "floors.json", "models", "vectors")]
-    for where, directories, files in [found for top in paths[2:] for found in os.walk(top)]:
+    paths = [
+        golden / name for name in ("manifest.json", "floors.json", "kill_matrix.json", "models", "vectors")
+    ]
+    for where, directories, files in [found for top in paths[3:] for found in os.walk(top)]:
         paths += [Path(where, name) for name in (*directories, *files)]
     for path in paths:
         try:

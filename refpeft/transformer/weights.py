@@ -224,8 +224,8 @@ def _wants_language_head(config: ModelConfig, plain: Mapping[str, Any]) -> bool:
 
 
 def _placed(view: NDArray[Any], shape: tuple[int, ...], dtype: Any, *, lazy: bool) -> Any:
-    """In memory as `dtype`; or, of a matrix, left in its file."""
-    if lazy and len(shape) > 1:
+    """In memory as `dtype`; or, of a matrix of more than one row (BART's bias of logits has one), left in its file."""
+    if lazy and len(shape) > 1 and shape[0] > 1:
         return Stored(view, dtype) if view.shape == shape else Stored(view, dtype, shape=shape)
     return numpy.array(view, dtype, order="C").reshape(shape)
 

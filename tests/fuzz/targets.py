@@ -287,7 +287,7 @@ def golden(suite: str, target: str = "case") -> Path:
     if vector.model_directory:
         shutil.copytree(vector.model_directory, root / "models" / str(vector.case.model))
     (root / "manifest.json").write_text("{}", encoding="utf-8")
-    (root / "floors.json").write_text('{"format": 1, "cases": {}}', encoding="utf-8")
+    (root / "floors.json").write_text('{"format": 2, "cases": {}}', encoding="utf-8")
     return root
 
 
@@ -438,9 +438,9 @@ def abilities() -> list[bytes]:
 
 
 def stored() -> list[bytes]:
-    floor = {"norm": 0.5, "largest": 0.5}
+    floor = [0.5, 0.5]
     entry = {"digest": "0123456789abcdef", "profiles": {"float32": {"logits": floor, "loss": floor}}}
-    return [json.dumps({"format": 1, "cases": {"a/b": entry, "c/d": entry}}).encode()]
+    return [json.dumps({"format": 2, "cases": {"a/b": entry, "c/d": entry}}).encode()]
 
 
 def tiny_manifest() -> list[bytes]:

@@ -209,7 +209,7 @@ def test_islands_and_only_they_are_computed_in_float32() -> None:
 def test_an_island_is_the_step_in_float32() -> None:
     scores = numpy.random.default_rng(0).normal(size=(1, 2, 3, 4))
     with in_profile(WITH_ISLANDS):
-        island = budget._island("attention.weights", "float64")(scores)
+        island = budget._island("attention.weights", WITH_ISLANDS)(scores)
     assert island.dtype == numpy.float64
     assert (island == definition("attention.weights")(scores.astype("float32"))).all()
     with in_profile(FLOAT32), in_profile(FLOAT64):
@@ -250,7 +250,7 @@ def test_floors_are_positive_and_small(profile: budget.Profile) -> None:
 def test_the_floor_is_the_worst_of_the_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     """No matter in which order they come."""
     ask = ask_of(STAGES)
-    replays = budget._replays("float32")
+    replays = budget.replays(FLOAT32)
     answers = [questions.answer(ask, arithmetic).tensors for arithmetic in replays]
     wanted, found = questions.answer(ask).tensors, measure(ask, FLOAT32)
     for name in (
@@ -266,7 +266,7 @@ def test_the_floor_is_the_worst_of_the_replays(monkeypatch: pytest.MonkeyPatch) 
     assert len(set(pairs)) == len(replays), "no two replays are alike"
     assert {str(given["logits"].dtype) for given in answers} == {"float32"}
     worst = max(range(len(pairs)), key=lambda i: pairs[i][0])
-    monkeypatch.setattr(budget, "_replays", lambda dtype: replays[:1] if worst else replays[1:2])
+    monkeypatch.setattr(budget, "replays", lambda profile: replays[:1] if worst else replays[1:2])
     assert measure(ask, FLOAT32)["logits"].norm < found["logits"].norm
 
 

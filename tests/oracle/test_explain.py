@@ -141,12 +141,12 @@ def test_nothing_to_explain(topic: str) -> None:
         explain(topic)
     assert str(caught.value.args[0]) == (
         "Say what to explain: a clause (PX-2), a page of clauses (PX), a question (forward), a stage, step or tensor "
-        "(prefix.layers.0.key), or a case."
+        "(prefix.layers.0.key), a known mistake (M16), or a case."
     )
 
 
 def test_a_training_case_says_how_long_it_means_something() -> None:
-    said = explain("prompt_tuning/training/constant").splitlines()
+    said = explain("peft-0.21.2/prompt_tuning/training/constant").splitlines()
     (line,) = [line for line in said if line.startswith("trajectory: ")]
     assert re.fullmatch(
         r"trajectory: float32 replays agree to 2[234] bits after the first step, and to 2[012] after the last; "
@@ -215,9 +215,36 @@ def test_what_is_unknown() -> None:
         explain("prefix.kye")
     message = caught.value.args[0]
     assert message.startswith(
-        "'prefix.kye' is no clause, question, stage, step or case. Did you mean prefix.key"
+        "'prefix.kye' is no clause, question, stage, step, known mistake or case. Did you mean prefix.key"
     )
     with pytest.raises(LookupError) as caught:
         explain("§§§§§§")
-    assert caught.value.args == ("'§§§§§§' is no clause, question, stage, step or case.",)
+    assert caught.value.args == ("'§§§§§§' is no clause, question, stage, step, known mistake or case.",)
     assert not isinstance(caught.value, VectorError)
+
+
+def test_a_known_mistake() -> None:
+    lines = explain("m16").splitlines()
+    assert lines[:6] == [
+        "mistake M16: relu instead of tanh in the projection",
+        "",
+        "what is computed instead: Relu between the two linear maps.",
+        "why people make it: the projection of P-tuning has relu",
+        "seen: peft-rs (prefix_tuning.rs)",
+        "steps: prefix.projection_activation",
+    ]
+    assert lines[6].startswith("decided by ")
+    assert lines[6].endswith(" cases in float32, among them:")
+    assert all(line.startswith("  peft-0.21.2/prefix_tuning/") for line in lines[7:12])
+    assert lines[13].startswith("PX-2 ")
+
+
+def test_a_mistake_that_nobody_was_seen_to_make() -> None:
+    assert "seen:" not in explain("M02")
+    assert "Did you mean M16" in str(_error("M166x"))
+
+
+def _error(topic: str) -> LookupError:
+    with pytest.raises(LookupError) as caught:
+        explain(topic)
+    return caught.value

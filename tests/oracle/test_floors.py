@@ -11,7 +11,7 @@ import pytest
 from refpeft.oracle import budget
 from refpeft.oracle.budget import PROFILES, Floor, measure
 from refpeft.oracle.cases import ask_of
-from refpeft.oracle.floors import _stored, floors, floors_document, stale_floors
+from refpeft.oracle.floors import FORMAT, _stored, floors, floors_document, stale_floors
 from refpeft.oracle.vectors import Vector, VectorError, all_vectors, golden_directory, read_vector
 
 FLOAT32, FLOAT64 = PROFILES["float32"], PROFILES["float64"]
@@ -47,7 +47,7 @@ def copy(tmp_path: Path) -> Vector:
     shutil.copytree(STAGES.model_directory, golden / "models" / str(case.model))
     (golden / "manifest.json").write_text("{}", encoding="utf-8")
     vector = read_vector(golden / "vectors" / case.id)
-    document = {"format": 1, "cases": {case.id: {"digest": vector.digest, "profiles": {"float32": {"logits": {"norm": 0.5, "largest": 0.5}}}}}}  # fmt: skip
+    document = {"format": FORMAT, "cases": {case.id: {"digest": vector.digest, "profiles": {"float32": {"logits": [0.5, 0.5]}}}}}  # fmt: skip
     (golden / "floors.json").write_bytes(msgspec.json.encode(document))
     return vector
 
@@ -76,7 +76,7 @@ def test_stale_or_missing_floors_are_measured_anew(copy: Vector) -> None:
     ("contents", "reason"),
     [
         ("{", "is damaged: Input data was truncated. Reinstall refpeft, or make it anew with the vectors."),
-        ('{"format": 2, "cases": {}}', "has format 2; this refpeft reads format 1."),
+        ('{"format": 1, "cases": {}}', "has format 1; this refpeft reads format 2."),
         (
             " " * 10_000_001,
             "is damaged: it is larger than 10 MB. Reinstall refpeft, or make it anew with the vectors.",

@@ -26,6 +26,7 @@ from refpeft.oracle.protocol import RunCommand
 from refpeft.oracle.questions import Answer, Arithmetic, Ask
 from refpeft.oracle.reply import Reply
 from refpeft.oracle.run import judge
+from refpeft.oracle.vectors import all_vectors
 from refpeft.steps import replaced
 from refpeft.tensors import read_tensors, write_tensors
 
@@ -443,3 +444,22 @@ def test_gradients_need_labels(model: OwnModel, tmp_path: Path) -> None:
         "Gradients need labels: without them there is no loss. Give labels among the inputs."
     )
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(("family", "method"), [("t5-odd", "prefix"), ("bart-odd", "prefix")])
+def test_an_encoder_decoder_can_be_asked_about(family: str, method: str, tmp_path: Path) -> None:
+    """Found by a port in JAX: what a prefix is made of needs no text, and a decoder would not go on without one."""
+    vector = next(
+        v
+        for v in all_vectors()
+        if v.case.question == "checkpoint.load"
+        and v.case.model == family
+        and v.case.method.startswith(method)
+    )
+    assert vector.model_directory is not None
+    assert vector.adapter_directory is not None
+    mine = open_own_model(vector.model_directory, vector.adapter_directory)
+    vectors = own_vectors(mine, draw_texts(mine), tmp_path / "asked")
+    results = list(judge(ReferencePort(), Selection(vectors, [FLOAT32]), tmp_path / "work", None))
+    assert {result.verdict for result in results} == {"CONFORMS"}
+    assert ("prefix.encode" in {result.question for result in results}) == (method == "prefix")

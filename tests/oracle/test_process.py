@@ -114,8 +114,8 @@ def test_names_questions_and_methods_that_do_not_exist(tmp_path: Path) -> None:
 
 
 def test_names_a_profile_that_does_not_exist(tmp_path: Path) -> None:
-    said = refusal(tmp_path, ["say", {**START, "profiles": ["float16"]}])
-    assert said.endswith("which is not what PP-2 says: Invalid enum value 'float16' - at `$.profiles[0]`.")
+    said = refusal(tmp_path, ["say", {**START, "profiles": ["float8"]}])
+    assert said.endswith("which is not what PP-2 says: Invalid enum value 'float8' - at `$.profiles[0]`.")
 
 
 def test_an_unknown_key_at_start_matters_only_when_validating(tmp_path: Path) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+from oracle.honest import HONEST
 from oracle.own_models import KINDS, adapter_directory, base_directory
-from oracle.test_calibration import HONEST, MISTAKEN
 from support import EVERY_CASE
 
 from refpeft.oracle import budget, questions
 from refpeft.oracle.budget import PROFILES, Floor, in_profile
 from refpeft.oracle.cases import ask_of
 from refpeft.oracle.expected import own_expected
+from refpeft.oracle.mutants import MUTANTS
 from refpeft.oracle.own import OwnVector, draw_texts, open_own_model, own_vectors
 from refpeft.oracle.questions import Arithmetic, Ask, is_required
 from refpeft.oracle.together import MOVES, Replay, Shared, Together, floor_of
@@ -183,7 +184,9 @@ def test_floors_of_float64_are_those_of_float32_scaled(vectors: Any) -> None:
 # ---------------------------------------------------------------- calibration
 
 
-Steps = dict[str, Callable[..., Any]]
+Steps = Mapping[str, Callable[..., Any]]
+MISTAKEN = ("M102", "M103", "M101", "M99")
+"""The mildest: ε a tenth, ε outside the root, the other gelu, a mask of −10."""
 
 
 def spent(
@@ -217,7 +220,8 @@ def test_honest_variants_stay_inside_and_mild_mistakes_out(vectors: Any, profile
             honest += [
                 spent(vector, steps, profile, known, b) for steps in HONEST.values() for b in (False, True)
             ]
-            for name, steps in MISTAKEN.items():
+            for name in MISTAKEN:
+                steps = MUTANTS[name].make()
                 mistaken[name].append(spent(vector, steps, profile, known, False))
     print(f"\n{profile}: honest at most {max(honest):.2f} budgets over {len(honest)}")
     for name, ratios in mistaken.items():

@@ -15,6 +15,8 @@ from refpeft.oracle.compare import LOSSES, UPDATE, Difference
 from refpeft.oracle.explain import clause_title
 from refpeft.oracle.judge import CaseResult, Results, Summary
 from refpeft.oracle.questions import LEVELS
+from refpeft.oracle.report.looks import blind_spots, counted, finding_text
+from refpeft.oracle.rounded import FORMATS
 from refpeft.oracle.trajectory import TRAINED
 
 BLOCKS = 6
@@ -59,7 +61,10 @@ def render(results: Results) -> RenderableType:
             Text(f"… and {len(groups) - BLOCKS} more kinds of failure; --format json has them all\n")
         )
     levels, skipped = _levels(results), _skipped(results.cases)
-    return Group(_header(results), *levels, *blocks, *skipped, _verdict(results))
+    looks = [finding_text(finding, len(failed)) for finding in results.diagnosis]
+    return Group(
+        _header(results), *levels, *blocks, *looks, *skipped, *blind_spots(results), _verdict(results)
+    )
 
 
 def _header(results: Results) -> Text:
@@ -258,17 +263,16 @@ def _verdict(results: Results) -> Text:
     if summary.float64_exact:
         text.append("; ")
         text.append("float64-exact", "green")
-    if results.profiles == ["bfloat16"] and summary.verdict == "CONFORMS":
-        text.append("; in bfloat16 alone, which is too coarse for mild mistakes (JG-4)", "yellow")
+    if summary.verdict == "CONFORMS" and set(results.profiles) <= FORMATS.keys():
+        formats = " and ".join(results.profiles)
+        text.append(f"; in {formats} alone, which is too coarse for mild mistakes (JG-4)", "yellow")
     for what, count in summary.counts.items():
         if what != "CONFORMS":
             text.append(f"; {count} {what}")
     if summary.rounding:
         text.append(f"; of {summary.asked_twice} asked twice, {summary.rounding} differ in rounding alone")
     if summary.not_asked:
-        text.append(
-            f"; {_counted(summary.not_asked, 'case')} not asked (beyond what the port says it can do)"
-        )
+        text.append(f"; {counted(summary.not_asked, 'case')} not asked (beyond what the port says it can do)")
     if summary.partial:
         text.append(f"; partial: {summary.partial_because}", "yellow")
     return text
@@ -294,15 +298,11 @@ def _asked(results: Results) -> str:
     """What was asked: cases, or, in several profiles, questions."""
     if len(results.profiles) == 1:
         asked = results.summary.asked
-        return f"{_counted(asked, 'case')} conform{'s' if asked == 1 else ''}"
-    cases = _counted(len({case.case for case in results.cases}), "case")
+        return f"{counted(asked, 'case')} conform{'s' if asked == 1 else ''}"
+    cases = counted(len({case.case for case in results.cases}), "case")
     return (
-        f"{_counted(results.summary.asked, 'question')} conform ({cases} in {len(results.profiles)} profiles)"
+        f"{counted(results.summary.asked, 'question')} conform ({cases} in {len(results.profiles)} profiles)"
     )
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _short(error: float | str) -> str:

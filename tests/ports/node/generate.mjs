@@ -13,6 +13,7 @@ export function readOptions({ arguments: given }) {
     returned: given.num_return_sequences ?? 1,
     penalty: given.length_penalty ?? 1,
     early: given.early_stopping ?? false,
+    forcedEnd: given.forced_eos_token_id ?? null, // the last token there is room for
     ends, // tokens that end a row
     pad: given.pad_token_id ?? ends[0] ?? null, // decision: rows are filled with the first end if no pad token is given
   };
@@ -24,10 +25,11 @@ function largest(scores, count) {
   return places.sort((left, right) => scores[right] - scores[left] || left - right).slice(0, count);
 }
 
-// What a row's next token is chosen by: an end cannot be chosen too early.
-function forbidEnds(scores, newTokens, { ends, shortest }) {
+// What a row's next token is chosen by: an end cannot be chosen too early, and a forced one must be chosen last.
+function constrain(scores, newTokens, { ends, shortest, longest, forcedEnd }) {
   if (newTokens < shortest) for (const end of ends) scores[end] = -Infinity;
-  return scores;
+  if (forcedEnd === null || newTokens + 1 < longest) return scores;
+  return scores.map((_, token) => (token === forcedEnd ? 0 : -Infinity));
 }
 
 function logSoftmax(logits) {
@@ -49,7 +51,7 @@ export function greedy(decoder, rows, options, record) {
   while (steps.length < longest && ended.includes(false)) {
     const logits = decoder.next(sequences);
     sequences.forEach((sequence, row) => {
-      const [best] = largest(forbidEnds([...logits[row]], steps.length, options), 1);
+      const [best] = largest(constrain([...logits[row]], steps.length, options), 1);
       sequence.push(ended[row] ? pad : best); // decision: a row that has ended is filled, whatever its scores
       ended[row] ||= ends.includes(best);
     });
@@ -94,7 +96,7 @@ export function beamSearch(decoder, rows, options, record) {
 function continuations({ running }, logits, newTokens, options) {
   const { beams, ends, longest } = options, kept = beams * Math.max(2, 1 + ends.length);
   const scores = running.flatMap(({ score }, beam) =>
-    [...forbidEnds(logSoftmax(logits[beam]), newTokens - 1, options)].map((x) => score + x));
+    [...constrain(logSoftmax(logits[beam]), newTokens - 1, options)].map((x) => score + x));
   const vocabulary = logits[0].length;
   return largest(scores, kept).map((place) => {
     const beam = Math.floor(place / vocabulary), token = place % vocabulary;
