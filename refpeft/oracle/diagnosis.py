@@ -239,7 +239,9 @@ def _computed(ask: Ask, steps: Sequence[Steps]) -> Mapping[str, Any] | None:
         return None
 
 
-def with_diagnosis(results: Results, evidence: Evidence, port: Port, golden: Path | None = None) -> Results:
+def with_diagnosis(
+    results: Results, evidence: Evidence, port: Port, golden: Path | None = None, seconds: float = SECONDS
+) -> Results:
     """A run's results, with what its failures look like, and what none of its cases could have shown (JG-12, JG-13).
 
     A port that is still there is asked once more for the first wrong stages.
@@ -248,7 +250,7 @@ def with_diagnosis(results: Results, evidence: Evidence, port: Port, golden: Pat
         return results
     matrix = kill_matrix(golden or golden_directory())
     asked = [(c.case, c.profile) for c in results.cases if c.verdict in ("CONFORMS", "NONCONFORMING")]
-    findings = [_forced(finding, evidence, port) for finding in diagnose(evidence, matrix)]
+    findings = [_forced(finding, evidence, port) for finding in diagnose(evidence, matrix, seconds)]
     return msgspec.structs.replace(results, diagnosis=findings, blind_spots=matrix.blind_spots(asked))
 
 

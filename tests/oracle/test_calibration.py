@@ -22,6 +22,8 @@ WIDE = ("float32", "float64")
 def test_honest_variants_stay_within_budget(name: str, profile: str) -> None:
     if profile == "float64" and name in IN_FLOAT32_ALONE:
         pytest.skip("in float64 it is no honest variant: its constants are rounded")
+    if (profile, name) == ("float16", "softmax without shift"):
+        pytest.skip("in float16 it is none either: from a score of 11.1 on, its exponential overflows")
     worst = max(spent_by(name, profile, VECTORS))
     print(f"\n{profile}: {name}: at most {worst:.2f} budgets")
     assert worst < (0.6 if profile in WIDE else 0.75)

@@ -362,7 +362,7 @@ def copied(folder: str, main: str, broken: Broken, directory: Path) -> Path:
     return directory / main
 
 
-def find(command: list[str], pattern: str, work: Path) -> Found:
+def find(command: list[str], pattern: str, work: Path, patience: float = 4.0) -> Found:
     """Judge a broken port in float32, and look at its failures."""
     import time
 
@@ -380,7 +380,7 @@ def find(command: list[str], pattern: str, work: Path) -> Found:
         selection = Selection(chosen, [PROFILES["float32"]])
         cases = list(judge(port, selection, work, None, evidence=evidence))
         started = time.perf_counter()
-        results = with_diagnosis(summarise(port, selection, cases), evidence, port)
+        results = with_diagnosis(summarise(port, selection, cases), evidence, port, seconds=patience)
         seconds = time.perf_counter() - started
     finally:
         port.close()

@@ -30,7 +30,7 @@ def test_there_are_forty_and_ten_have_no_name() -> None:
 def test_it_is_found_and_named(language: str, name: str, tmp_path: Path) -> None:
     need(NEEDS[language])
     broken = TABLES[language][name]
-    found = find(command_of(language, broken, tmp_path / "port"), broken.pattern, tmp_path / "work")
+    found = find(command_of(language, broken, tmp_path / "port"), broken.pattern, tmp_path / "work", 120.0)
     assert broken.stage in found.stages
     if broken.mutant:
         assert broken.mutant in found.names

@@ -108,7 +108,7 @@ BROKEN: dict[str, tuple[str, str, str, str]] = {
         "const textIds = [...inputs.text_token_ids.data];",
         ('const special = JSON.parse(readFileSync(join(model, "tokenizer.json"), "utf8")).added_tokens.map((t) => t.id);\n'
          "const textIds = [...inputs.text_token_ids.data].filter((id) => !special.includes(id));"),
-        "prompt_tuning/init/text-*", "parameters.prompt_encoder.embedding.weight",
+        "prompt_tuning/init/text-[ef]*", "parameters.prompt_encoder.embedding.weight",
     ),
     "trap 20: the mask is not extended": (
         "const n = virtual; // decision: the mask", "const n = 0; // decision: the mask",

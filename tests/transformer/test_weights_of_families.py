@@ -343,7 +343,7 @@ def test_a_lazy_model_computes_the_same(name: str, tmp_path: Path) -> None:
     directory = save_base(tmp_path, base.map(lambda x: x.astype("float32")), tiny_values(family, **changes))
     eager, lazy = load_base_model(directory), load_base_model(directory, lazy=True)
     equal(lazy.parameters, eager.parameters)
-    matrices = {key for key, value in eager.parameters.items() if value.ndim == 2}
+    matrices = {key for key, value in eager.parameters.items() if value.ndim == 2 and value.shape[0] > 1}
     assert {key for key, value in lazy.parameters.items() if isinstance(value, Stored)} == matrices
     for method in ("prompt", "prefix"):
         models = [tiny_adapter(model, method) for model in (eager, lazy)]
