@@ -36,6 +36,8 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     """The mistake in words."""
     cases: list[str]
     """The failing (case, profile)s it explains, as `case (profile)`."""
+    looked_at: int
+    """Among how many of those that failed."""
     first: str = ""
     """The tensor in which it is first seen."""
     mutants: list[str] = []

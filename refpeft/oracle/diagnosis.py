@@ -19,20 +19,17 @@ from typing import Any, Literal
 import msgspec
 import numpy
 
-from refpeft.errors import RefpeftError
 from refpeft.oracle import names
 from refpeft.oracle.budget import PROFILES
 from refpeft.oracle.claims import Finding
 from refpeft.oracle.evidence import Clue, Evidence, effective_bits, exonerated, is_noise
 from refpeft.oracle.files_port import FilesPort
 from refpeft.oracle.judge import Results
-from refpeft.oracle.kill_matrix import DECIDED, KillMatrix, kill_matrix, steps_called
-from refpeft.oracle.mutants import MUTANTS, Mutant, Steps
-from refpeft.oracle.questions import Ask, answer
+from refpeft.oracle.kill_matrix import DECIDED, KillMatrix, answer_of, kill_matrix, steps_called
+from refpeft.oracle.mutants import MUTANTS, Mutant
 from refpeft.oracle.reply import Port
 from refpeft.oracle.teacher_forcing import ask_again
 from refpeft.oracle.vectors import golden_directory
-from refpeft.steps import replaced
 
 SECONDS = 4.0
 """After so long nothing new is tried."""
@@ -94,7 +91,8 @@ class _Search:
             yield Finding(
                 "none",
                 "no known mistake",
-                [c.name for c in unknown],
+                [clue.name for clue in unknown],
+                len(self._evidence.failed),
                 first=unknown[0].first,
                 bits=unknown[0].bits,
             )
@@ -109,7 +107,8 @@ class _Search:
         """What the case comes to with these mistakes in it; None where it comes to nothing."""
         key = clue.vector.case.id, tuple(mutant.id for mutant in mutants)
         if key not in self._computed:
-            self._computed[key] = _computed(clue.ask, [mutant.make() for mutant in mutants])
+            given = answer_of(mutants, clue.ask)
+            self._computed[key] = None if given is None else given.tensors
         return self._computed[key]
 
     def _explains(self, clue: Clue, mutants: Sequence[Mutant], *, stages: bool = False) -> bool:
@@ -192,6 +191,7 @@ class _Search:
                     "arithmetic",
                     f"the arithmetic of {_CALLED[name]}",
                     [clue.name for clue in same],
+                    len(self._evidence.failed),
                     first=left[0].first,
                     clauses=["JG-4"],
                     bits=round(float(numpy.median(bits)), 1) if bits else None,
@@ -207,12 +207,18 @@ class _Search:
         mutants: Sequence[Mutant],
         against: int,
     ) -> Finding:
-        explained = [left[0], *(c for c in left[1:] if not self._late and self._explains(c, together))]
+        explained, tried = [left[0]], 1
+        for clue in left[1:]:
+            if self._late:
+                break
+            tried += 1
+            explained += [clue] if self._explains(clue, together) else []
         joint = " and " if kind == "two mutants" else ", or "
         return Finding(
             kind,
             joint.join(f"{mutant.id} {mutant.title}" for mutant in mutants),
             [clue.name for clue in explained],
+            len(self._evidence.failed) - len(left) + tried,
             first=left[0].first,
             mutants=[mutant.id for mutant in mutants],
             clauses=list(dict.fromkeys(mutant.clause for mutant in mutants)),
@@ -228,15 +234,6 @@ _CALLED = {
     "bfloat16": "bfloat16",
     "float32": "float32",
 }
-
-
-def _computed(ask: Ask, steps: Sequence[Steps]) -> Mapping[str, Any] | None:
-    together = {name: step for each in steps for name, step in each.items()}
-    try:
-        with replaced(together), numpy.errstate(all="ignore"):
-            return answer(ask).tensors
-    except (RefpeftError, ArithmeticError, IndexError, KeyError, TypeError, ValueError):
-        return None
 
 
 def with_diagnosis(

@@ -11,12 +11,18 @@ from pathlib import Path
 
 import msgspec
 
-from refpeft.files import MAXIMUM_JSON_BYTES
 from refpeft.oracle.budget import PROFILES, Floor, Profile, measure
 from refpeft.oracle.cases import ask_of
-from refpeft.oracle.spread import WORTH_PROCESSES, line_by_line, over_processes
+from refpeft.oracle.derived import (
+    WORTH_PROCESSES,
+    line_by_line,
+    over_processes,
+    read_derived,
+    unknown_cases,
+)
 from refpeft.oracle.vectors import Vector, VectorError, all_vectors, golden_directory, read_vector
 
+NAME = "floors.json"
 FORMAT = 2
 """The version of the file."""
 SAMPLED = 4
@@ -35,17 +41,10 @@ class _Floors(msgspec.Struct):
 
 @functools.lru_cache(maxsize=2)
 def _stored(golden: Path) -> Mapping[str, _CaseFloors]:
-    path = golden / "floors.json"
-    if not path.is_file():
+    path = golden / NAME
+    stored = read_derived(path, _Floors)
+    if stored is None:
         return {}
-    try:
-        if path.stat().st_size > MAXIMUM_JSON_BYTES:
-            raise ValueError("it is larger than 10 MB")  # noqa: TRY301
-        stored = msgspec.json.decode(path.read_bytes(), type=_Floors)
-    except (OSError, ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
-        raise VectorError(
-            f"'{path}' is damaged: {error}. Reinstall refpeft, or make it anew with the vectors."
-        ) from error
     if stored.format != FORMAT:
         raise VectorError(f"'{path}' has format {stored.format}; this refpeft reads format {FORMAT}.")
     return stored.cases
@@ -57,12 +56,7 @@ def stale_floors(golden: Path) -> list[str]:
     Every case is looked up by the hash of its files; of very many (`SAMPLED`), some are measured anew.
     """
     stored, vectors = _stored(golden), list(all_vectors(golden))
-    digests = {vector.case.id: vector.digest for vector in vectors}
-    problems = [
-        f"floors.json does not know {case} as it is"
-        for case in sorted(stored.keys() | digests.keys())
-        if case not in stored or stored[case].digest != digests.get(case)
-    ]
+    problems = [*unknown_cases(NAME, stored, golden)]
     directories = [vector.directory for vector in vectors if vector.case.id in stored]
     step = 1 if len(directories) < WORTH_PROCESSES else SAMPLED
     for case, measured in over_processes(_measured, directories[::step]):
@@ -72,9 +66,7 @@ def stale_floors(golden: Path) -> list[str]:
                 old = before.get(name, Floor(-1.0, -1.0))
                 for a, b in ((old.norm, floor.norm), (old.largest, floor.largest)):
                     if max(a, b, u) > 4 * max(min(a, b), u):
-                        problems.append(
-                            f"floors.json: {case}, {profile}, {name}: {a:.2g}, measured now {b:.2g}"
-                        )
+                        problems.append(f"{NAME}: {case}, {profile}, {name}: {a:.2g}, measured now {b:.2g}")
     return problems
 
 

@@ -20,14 +20,13 @@ import msgspec
 import numpy
 
 from refpeft.errors import RefpeftError
-from refpeft.files import MAXIMUM_JSON_BYTES
 from refpeft.oracle.budget import PROFILES, Profile
 from refpeft.oracle.cases import ask_of
+from refpeft.oracle.derived import line_by_line, over_processes, read_derived, unknown_cases
 from refpeft.oracle.judge import compare_answer
 from refpeft.oracle.mutants import MUTANTS, Mutant
 from refpeft.oracle.questions import Answer, Ask, answer, is_required
 from refpeft.oracle.reply import Reply
-from refpeft.oracle.spread import line_by_line, over_processes
 from refpeft.oracle.vectors import Vector, VectorError, all_vectors, golden_directory, read_vector
 from refpeft.steps import STEPS, definition, replaced
 
@@ -96,16 +95,9 @@ def kill_matrix(golden: Path | None = None) -> KillMatrix:
 
 def _stored(golden: Path) -> Mapping[str, _Row]:
     path = golden / NAME
-    if not path.is_file():
+    stored = read_derived(path, _Matrix)
+    if stored is None:
         return {}
-    try:
-        if path.stat().st_size > MAXIMUM_JSON_BYTES:
-            raise ValueError("it is larger than 10 MB")  # noqa: TRY301
-        stored = msgspec.json.decode(path.read_bytes(), type=_Matrix)
-    except (OSError, ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
-        raise VectorError(
-            f"'{path}' is damaged: {error}. Reinstall refpeft, or make it anew with the vectors."
-        ) from error
     if stored.format != 1 or stored.profiles != list(FORMATS):
         raise VectorError(
             f"'{path}' has format {stored.format} with {', '.join(stored.profiles)}; this refpeft reads format 1 with "
@@ -135,10 +127,11 @@ def steps_called(ask: Ask) -> frozenset[str]:
     return frozenset(called)
 
 
-def answer_of(mutant: Mutant, ask: Ask) -> Answer | None:
-    """The answer with a mistake in it; None where the mistake makes an answer impossible."""
+def answer_of(mutants: Iterable[Mutant], ask: Ask) -> Answer | None:
+    """The answer with mistakes in it; None where they make an answer impossible."""
+    together = {name: step for mutant in mutants for name, step in mutant.make().items()}
     try:
-        with replaced(mutant.make()), numpy.errstate(all="ignore"):
+        with replaced(together), numpy.errstate(all="ignore"):
             return answer(ask)
     except (RefpeftError, ArithmeticError, IndexError, KeyError, TypeError, ValueError):
         return None
@@ -151,7 +144,7 @@ def margins(vector: Vector, mutants: Iterable[Mutant] = MUTANTS.values()) -> dic
     ask = ask_of(vector)
     called, found = steps_called(ask), dict[str, list[float]]()
     for mutant in mutants:
-        given = answer_of(mutant, ask) if called & mutant.make().keys() else None
+        given = answer_of([mutant], ask) if called & mutant.make().keys() else None
         if given is not None:
             required = {n: x for n, x in given.tensors.items() if is_required(vector.case.question, n)}
             measured = [_margin(vector, ask, PROFILES[name], Answer(required)) for name in FORMATS]
@@ -194,11 +187,7 @@ def _row(directory: Path) -> tuple[str, _Row]:
 def problems(golden: Path) -> list[str]:
     """What is wrong with the stored matrix: cases that it does not know, mutants that too few cases decide."""
     stored, vectors = _stored(golden), {vector.case.id: vector for vector in all_vectors(golden)}
-    found = [
-        f"{NAME} does not know {case} as it is"
-        for case in sorted(stored.keys() | vectors.keys())
-        if case not in stored or case not in vectors or stored[case].digest != vectors[case].digest
-    ]
+    found = [*unknown_cases(NAME, stored, golden)]
     matrix = KillMatrix({case: row.margins for case, row in stored.items()})
     for mutant in MUTANTS.values():
         deciding = [vectors[case] for case in matrix.deciding(mutant.id, "float32") if case in vectors]

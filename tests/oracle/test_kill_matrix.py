@@ -100,7 +100,7 @@ def test_a_mistake_that_makes_an_answer_impossible_has_no_answer() -> None:
     def broken() -> Any:
         return {"inputs.attention_mask": lambda mask, n: mask["no such"]}
 
-    assert answer_of(Mutant("M999", "it breaks", "MK-1", "", "", broken), ask) is None
+    assert answer_of([Mutant("M999", "it breaks", "MK-1", "", "", broken)], ask) is None
     assert isinstance(ask, Ask)
 
 

@@ -8,7 +8,7 @@ import numpy
 
 from refpeft import arrays as np
 from refpeft import ops
-from refpeft.oracle.mutants.mutant import Mutant, Steps, each, mutant
+from refpeft.oracle.mutants.mutant import Mutant, Steps, each, mutant, noting_mask, noting_virtual
 
 
 @mutant(
@@ -63,17 +63,13 @@ def no_head_bias() -> Steps:
 )  # fmt: skip
 def first_of_the_text() -> Steps:
     """Position n instead of 0."""
-    virtual: list[int] = []
-
-    def prepend(original: Any, prompts: Any, embeds: Any) -> Any:
-        virtual.append(prompts.shape[1])
-        return original(prompts, embeds)
+    virtual, noted = noting_virtual()
 
     def pooled(original: Any, hidden: Any, *args: Any) -> Any:
         ahead = virtual[-1] if virtual else 0
         return original(np.cut(hidden, ahead, hidden.shape[1], 1), *args)
 
-    return {**each(("inputs.embeddings",), prepend), **each(("pooler_output", "head.hidden"), pooled)}
+    return {**noted, **each(("pooler_output", "head.hidden"), pooled)}
 
 
 @mutant(
@@ -82,11 +78,7 @@ def first_of_the_text() -> Steps:
 )  # fmt: skip
 def last_of_the_text() -> Steps:
     """The last position whose mask is 1."""
-    masks: list[Any] = []
-
-    def extended(original: Any, mask: Any, n: int) -> Any:
-        masks.append(original(mask, n))
-        return masks[-1]
+    masks, noted = noting_mask()
 
     def pooled(original: Any, logits: Any, places: Any) -> Any:
         if masks and masks[-1].shape == logits.shape[:2]:
@@ -94,7 +86,7 @@ def last_of_the_text() -> Steps:
             places = last.max(axis=1, keepdims=True)
         return original(logits, places)
 
-    return {**each(("inputs.attention_mask",), extended), **each(("head.last_token_logits",), pooled)}
+    return {**noted, **each(("head.last_token_logits",), pooled)}
 
 
 @mutant("M126", "a decoder's first position pooled", clause="TK-6", why="as BERT's classifier")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 
 from refpeft import arrays as np
-from refpeft.oracle.mutants.mutant import Mutant, Steps, each, mutant
+from refpeft.oracle.mutants.mutant import Mutant, Steps, each, mutant, noting, noting_mask, noting_virtual
 
 _POSITIONS = ("inputs.position_ids", "inputs.position_ids_of_mask", "inputs.position_ids_of_tokens")
 
@@ -66,16 +66,12 @@ def prompt_rows_of_others() -> Steps:
 )  # fmt: skip
 def prompt_scaled() -> Steps:
     """Where the family scales what it looks up, the virtual tokens are scaled too."""
-    scales: list[float] = []
-
-    def scaled(original: Any, embeds: Any, scale: float) -> Any:
-        scales.append(scale)
-        return original(embeds, scale)
+    scales, noted = noting("inputs.scaled_embeddings", lambda result, embeds, scale: scale)
 
     def prepend(original: Any, prompts: Any, embeds: Any) -> Any:
         return original(prompts * scales[-1] if scales else prompts, embeds)
 
-    return {**each(("inputs.scaled_embeddings",), scaled), **each(("inputs.embeddings",), prepend)}
+    return {**noted, **each(("inputs.embeddings",), prepend)}
 
 
 @mutant(
@@ -156,11 +152,7 @@ def second_half() -> Steps:
 )  # fmt: skip
 def prompt_without_positions() -> Steps:
     """The text counted from 0; nothing is added to the prompt."""
-    virtual: list[int] = []
-
-    def prepend(original: Any, prompts: Any, embeds: Any) -> Any:
-        virtual.append(prompts.shape[1])
-        return original(prompts, embeds)
+    virtual, noted = noting_virtual()
 
     def learned(original: Any, embeds: Any, table: Any, positions: Any) -> Any:
         n = virtual[-1] if virtual else 0
@@ -169,7 +161,7 @@ def prompt_without_positions() -> Steps:
         text = original(np.cut(embeds, n, embeds.shape[1], 1), table, positions[:, :-n])
         return np.concatenate([np.cut(embeds, 0, n, 1), text], axis=1)
 
-    return {**each(("inputs.embeddings",), prepend), **each(("decoder.embeddings",), learned)}
+    return {**noted, **each(("decoder.embeddings",), learned)}
 
 
 # ---------------------------------------------------------------- positions
@@ -197,11 +189,7 @@ def from_zero() -> Steps:
 )  # fmt: skip
 def of_the_mask() -> Steps:
     """How many tokens of the mask stand before each."""
-    masks: list[Any] = []
-
-    def extended(original: Any, mask: Any, n: int) -> Any:
-        masks.append(original(mask, n))
-        return masks[-1]
+    masks, noted = noting_mask()
 
     def positions(original: Any, batch: int, queries: int, past: int, given: Any, like: Any) -> Any:
         if given is not None or not masks or masks[-1].shape != (batch, past + queries):
@@ -209,7 +197,7 @@ def of_the_mask() -> Steps:
         counted = numpy.maximum(numpy.cumsum(masks[-1] != 0, axis=1) - 1, 0)
         return counted[:, past:].astype(numpy.int64)
 
-    return {**each(("inputs.attention_mask",), extended), **each(_POSITIONS[:1], positions)}
+    return {**noted, **each(_POSITIONS[:1], positions)}
 
 
 @mutant(

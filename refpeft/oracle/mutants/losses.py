@@ -8,7 +8,7 @@ import numpy
 
 from refpeft import arrays as np
 from refpeft import ops
-from refpeft.oracle.mutants.mutant import Mutant, Steps, each, mutant
+from refpeft.oracle.mutants.mutant import Mutant, Steps, each, mutant, noting_virtual
 
 _IGNORED = ops.IGNORE_INDEX
 
@@ -157,18 +157,14 @@ def nothing_ignored() -> Steps:
 )
 def answers_moved() -> Steps:
     """`positions + n`."""
-    virtual: list[int] = []
-
-    def prepend(original: Any, prompts: Any, embeds: Any) -> Any:
-        virtual.append(prompts.shape[1])
-        return original(prompts, embeds)
+    virtual, noted = noting_virtual()
 
     def loss(kind: str, starts: Any, ends: Any, *places: Any) -> Any:
         return ops.question_answering_loss(
             starts, ends, *(place + (virtual[-1] if virtual else 0) for place in places)
         )
 
-    return {**each(("inputs.embeddings",), prepend), **_loss(("question_answering",), loss)}
+    return {**noted, **_loss(("question_answering",), loss)}
 
 
 @mutant("M135", "the losses of start and end added, not halved", clause="TK-8", why="a sum is a loss too")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 
-from refpeft.oracle.mutants.mutant import Mutant, Steps, each, mutant
+from refpeft.oracle.mutants.mutant import Mutant, Steps, each, mutant, noting
 
 
 @mutant(
@@ -83,11 +83,7 @@ def padding_seen() -> Steps:
 )  # fmt: skip
 def mask_of_ids() -> Steps:
     """Every token 0 is hidden, and nothing else."""
-    ids: list[Any] = []
-
-    def looked_up(original: Any, table: Any, input_ids: Any) -> Any:
-        ids.append(input_ids)
-        return original(table, input_ids)
+    ids, noted = noting("inputs.token_embeddings", lambda result, table, input_ids: input_ids)
 
     def visible(original: Any, mask: Any, batch: int, queries: int, keys: int, *args: Any) -> Any:
         if ids and ids[-1].shape[1] <= keys:
@@ -97,7 +93,7 @@ def mask_of_ids() -> Steps:
         return original(mask, batch, queries, keys, *args)
 
     return {
-        **each(("inputs.token_embeddings",), looked_up),
+        **noted,
         **each(("decoder.visible", "encoder.visible"), visible),
     }
 

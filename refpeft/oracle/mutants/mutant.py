@@ -59,3 +59,25 @@ def each(names: tuple[str, ...], change: Callable[..., Any]) -> Steps:
         return lambda *args, **kwargs: change(definition(name), *args, **kwargs)
 
     return {name: replacement(name) for name in names}
+
+
+def noting(name: str, what: Callable[..., Any]) -> tuple[list[Any], Steps]:
+    """A step as it is, and what it saw, for the steps that come after it: `what(result, *arguments)` of each call."""
+    notes: list[Any] = []
+
+    def noted(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        notes.append(what(result, *args, **kwargs))
+        return result
+
+    return notes, each((name,), noted)
+
+
+def noting_virtual() -> tuple[list[int], Steps]:
+    """How many virtual tokens a prompt has."""
+    return noting("inputs.embeddings", lambda result, prompts, embeds: prompts.shape[1])
+
+
+def noting_mask() -> tuple[list[Any], Steps]:
+    """The mask over virtual tokens and text."""
+    return noting("inputs.attention_mask", lambda result, mask, n: result)

@@ -7,7 +7,7 @@ from typing import Any
 
 from refpeft import arrays as np
 from refpeft import positions
-from refpeft.oracle.mutants.mutant import Mutant, Steps, each, mutant
+from refpeft.oracle.mutants.mutant import Mutant, Steps, each, mutant, noting
 from refpeft.steps import definition
 
 _ROTATED = ("attention.query_rotated", "attention.key_rotated")
@@ -22,11 +22,7 @@ _ROTATED = ("attention.query_rotated", "attention.key_rotated")
 )
 def prefix_turned() -> Steps:
     """As if virtual tokens were text."""
-    turned: list[Any] = []
-
-    def angles(original: Any, rotary: Any, ids: Any, like: Any) -> Any:
-        turned.append(rotary)
-        return original(rotary, ids, like)
+    turned, noted = noting("positions.rotary", lambda result, rotary, ids, like: rotary)
 
     def states(original: Any, past: Any, own: Any) -> Any:
         if past is not None and turned:
@@ -34,7 +30,7 @@ def prefix_turned() -> Steps:
             past = positions.rotate(past, *definition("positions.rotary")(turned[-1], ids, own))
         return original(past, own)
 
-    return {**each(("positions.rotary",), angles), **each(("attention.key_states",), states)}
+    return {**noted, **each(("attention.key_states",), states)}
 
 
 @mutant(
