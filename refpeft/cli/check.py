@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +11,7 @@ from refpeft.cli.common import (
     INTERRUPTED,
     PROFILES,
     STATE,
+    ask_everything,
     end_on_signals,
     exit_status,
     failed_before,
@@ -20,7 +19,6 @@ from refpeft.cli.common import (
     of_own_model,
     plan,
     print_results,
-    progress,
     reach,
     select,
     selecting,
@@ -29,9 +27,6 @@ from refpeft.cli.common import (
     timeout_option,
 )
 from refpeft.cli.own import select_own
-
-if TYPE_CHECKING:
-    from refpeft.oracle.judge import CaseResult
 
 
 @click.command(
@@ -97,14 +92,9 @@ def check(
     130 ended from the keyboard.
     """  # noqa: D301
     import shutil
-    import tempfile
 
     from refpeft.errors import RefpeftError
-    from refpeft.oracle.diagnosis import with_diagnosis
-    from refpeft.oracle.evidence import Evidence
     from refpeft.oracle.history import remember
-    from refpeft.oracle.judge import summarise
-    from refpeft.oracle.run import judge
 
     own = bool(base or adapter or inputs)
     if own:
@@ -119,23 +109,9 @@ def check(
         if failures is None and not selection.partial and not fail_fast:
             for old in (STATE / "failures").glob("own.*" if own else "*"):
                 shutil.rmtree(old, ignore_errors=True)
-        cases: list[CaseResult] = []
-        evidence = Evidence()
-        interrupted = True
-        with (
-            contextlib.suppress(KeyboardInterrupt),
-            tempfile.TemporaryDirectory(prefix="refpeft-") as work,
-            progress(form, reached, selection) as advance,
-        ):
-            where = failures or STATE / "failures"
-            for case in judge(
-                reached, selection, Path(work), where, fail_fast=fail_fast, jobs=jobs, evidence=evidence
-            ):
-                cases.append(case)
-                advance()
-            interrupted = False
-        results = summarise(reached, selection, cases, interrupted=interrupted, fail_fast=fail_fast)
-        results = with_diagnosis(results, evidence, reached, golden)
+        results, interrupted = ask_everything(
+            reached, selection, form, failures, golden, fail_fast=fail_fast, jobs=jobs
+        )
     except RefpeftError as error:  # of the vectors: whatever a port does is a verdict
         raise click.UsageError(str(error)) from None
     finally:

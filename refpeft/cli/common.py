@@ -288,3 +288,35 @@ def exit_status(results: Results) -> int:
         and "CONFORMS" not in results.summary.counts
     )
     return UNREACHABLE if unreached else DIFFERS
+
+
+def ask_everything(
+    port: Port, selection: Selection, form: str, failures: Path | None, golden: Path | None, **options: Any
+) -> tuple[Results, bool]:
+    """Ask what was selected, and look at what failed; the results, and whether the run was ended from the keyboard.
+
+    `options` are those of `refpeft.oracle.run.judge`. Who ends a run wants its end: nothing more is asked or looked for then.
+    """
+    import contextlib
+    import tempfile
+
+    from refpeft.oracle.diagnosis import with_diagnosis
+    from refpeft.oracle.evidence import Evidence
+    from refpeft.oracle.judge import CaseResult, summarise
+    from refpeft.oracle.run import judge
+
+    cases: list[CaseResult] = []
+    evidence, interrupted = Evidence(), True
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        tempfile.TemporaryDirectory(prefix="refpeft-") as work,
+        progress(form, port, selection) as advance,
+    ):
+        where = failures or STATE / "failures"
+        for case in judge(port, selection, Path(work), where, evidence=evidence, **options):
+            cases.append(case)
+            advance()
+        interrupted = False
+    fail_fast = options.get("fail_fast", False)
+    results = summarise(port, selection, cases, interrupted=interrupted, fail_fast=fail_fast)
+    return (results if interrupted else with_diagnosis(results, evidence, port, golden)), interrupted

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,15 +11,12 @@ from refpeft.cli.common import (
     INTERRUPTED,
     PROFILES,
     STATE,
+    ask_everything,
     exit_status,
     print_results,
-    progress,
     select,
     selecting,
 )
-
-if TYPE_CHECKING:
-    from refpeft.oracle.judge import CaseResult
 
 LANGUAGES = ("python", "javascript", "rust", "elixir")
 
@@ -94,36 +89,18 @@ def judge(
     Verdicts and exit status are those of `refpeft check`; what is not answered is skipped.
     """
     import shutil
-    import tempfile
 
     from refpeft.errors import RefpeftError
-    from refpeft.oracle import judge as judging
-    from refpeft.oracle import run
-    from refpeft.oracle.diagnosis import with_diagnosis
-    from refpeft.oracle.evidence import Evidence
     from refpeft.oracle.files_port import FilesPort
+    from refpeft.oracle.judge import Selection
 
     try:
         port = FilesPort(directory, golden, name, language)
         partial = not port.complete or port.unanswered() > 0
-        selection = judging.Selection(port.vectors, port.profiles, not port.complete, port.unanswered())
+        selection = Selection(port.vectors, port.profiles, not port.complete, port.unanswered())
         if failures is None and not partial:
             shutil.rmtree(STATE / "failures", ignore_errors=True)
-        cases: list[CaseResult] = []
-        evidence = Evidence()
-        interrupted = True
-        with (
-            contextlib.suppress(KeyboardInterrupt),
-            tempfile.TemporaryDirectory(prefix="refpeft-") as work,
-            progress(form, port, selection) as advance,
-        ):
-            where = failures or STATE / "failures"
-            for case in run.judge(port, selection, Path(work), where, evidence=evidence):
-                cases.append(case)
-                advance()
-            interrupted = False
-        results = judging.summarise(port, selection, cases, interrupted=interrupted)
-        results = with_diagnosis(results, evidence, port, golden)
+        results, interrupted = ask_everything(port, selection, form, failures, golden)
     except RefpeftError as error:  # of the export or the vectors: whatever a port answers is a verdict
         raise click.UsageError(str(error)) from None
     print_results(results, form)

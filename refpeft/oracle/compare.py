@@ -27,8 +27,6 @@ MASKED = -1e3
 −1e4 to its scores passes."""
 DECIDE_WHAT_COUNTS = ("inputs.attention_mask", "inputs.labels")
 """What says which positions count is itself compared at every position."""
-
-
 NARROW_PRODUCTS = "TF32 or half-precision matrix products"
 PRODUCTS = (
     *("attention.query", "attention.key", "attention.value", "attention.scores", "attention.context"),
@@ -37,8 +35,6 @@ PRODUCTS = (
 """Steps with a matrix product that narrow arithmetic would show in. Not a projection's first: its factors lie on the bfloat16 grid."""
 NARROW = {"float16": 11, "bfloat16": 8}
 """Formats too narrow for every profile, and their significant bits."""
-
-
 WHAT_IS_WANTED = "PP-4"
 """The clause about tensors that are missing or have another shape."""
 LOSSES, UPDATE = f"{TRAINING}losses", "TR-1"
@@ -143,24 +139,11 @@ def compare(
     compared = (
         numpy.ones(expected.shape, bool) if everywhere else valid.of_tensor(tensor.axes, expected.shape)
     )
-    if expected.dtype.kind == "f":
-        masked = numpy.asarray(compared & (expected < -HIDDEN))
-        if (given[masked] > MASKED).any() or numpy.isnan(given[masked]).any():
-            index = _first(masked & ~(given <= MASKED))
-            return wrong(
-                f"is {given[index]:.4g} where the key is masked; it must be {MASKED:g} or less",
-                valid.words(tensor.axes, index),
-            )
-        compared = numpy.asarray(compared & ~masked)
-        unlike = numpy.asarray(compared & (numpy.isfinite(given) != numpy.isfinite(expected)))
-        if unlike.any():
-            index = _first(unlike)
-            return wrong(
-                f"is {given[index]} where {truth} has {expected[index]:.6g}",
-                valid.words(tensor.axes, index),
-                UPDATE if name == LOSSES and index > (0,) else clause,
-            )
-        compared = numpy.asarray(compared & numpy.isfinite(expected))
+    compared, unlike = _numbers(given, expected, compared, truth)
+    if unlike is not None:
+        reason, index = unlike
+        later = name == LOSSES and index > (0,)
+        return wrong(reason, valid.words(tensor.axes, index), UPDATE if later else clause)
     with numpy.errstate(over="ignore", invalid="ignore"):  # an answer may be as large as it likes
         found = _measured(name, tensor.kind, given, expected, compared, floor, profile)
         worst = _worst(given, expected, compared, relative=tensor.kind == "elementary")
@@ -173,6 +156,27 @@ def compare(
     values = _values(given[worst], expected[worst], truth) if found.measure != "exact" else ""
     where = valid.words(tensor.axes, worst)
     return msgspec.structs.replace(found, where=where, values=values, hint=hint, clause=clause, source=source)
+
+
+def _numbers(
+    given: NDArray[Any], expected: NDArray[Any], compared: NDArray[Any], truth: str
+) -> tuple[NDArray[Any], tuple[str, tuple[int, ...]] | None]:
+    """What is left to be compared by its size; and what is wrong before that, with its place, or None (clause JG-5)."""
+    if expected.dtype.kind != "f":
+        return compared, None
+    masked = numpy.asarray(compared & (expected < -HIDDEN))
+    if (given[masked] > MASKED).any() or numpy.isnan(given[masked]).any():
+        index = _first(masked & ~(given <= MASKED))
+        return compared, (
+            f"is {given[index]:.4g} where the key is masked; it must be {MASKED:g} or less",
+            index,
+        )
+    compared = numpy.asarray(compared & ~masked)
+    unlike = numpy.asarray(compared & (numpy.isfinite(given) != numpy.isfinite(expected)))
+    if unlike.any():
+        index = _first(unlike)
+        return compared, (f"is {given[index]} where {truth} has {expected[index]:.6g}", index)
+    return numpy.asarray(compared & numpy.isfinite(expected)), None
 
 
 def _values(y: Any, wanted: Any, truth: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,13 +19,6 @@ Document = TypeVar("Document")
 
 WORTH_PROCESSES = 50
 """From so many cases on, several processes share them."""
-
-
-class Entry(Protocol):
-    """What a derived file says of a case."""
-
-    digest: str
-    """The hash of the case's files that it was derived from."""
 
 
 def over_processes(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -59,11 +52,11 @@ def read_derived(path: Path, kind: type[Document]) -> Document | None:
         ) from error
 
 
-def unknown_cases(name: str, stored: Mapping[str, Entry], golden: Path) -> Collection[str]:
-    """The cases that a derived file does not know as they are, or that are no more, in words."""
+def unknown_cases(name: str, known: Mapping[str, str], golden: Path) -> list[str]:
+    """The cases that a derived file does not know by the hash of their files, or that are no more, in words."""
     digests = {vector.case.id: vector.digest for vector in all_vectors(golden)}
     return [
         f"{name} does not know {case} as it is"
-        for case in sorted(stored.keys() | digests.keys())
-        if case not in stored or stored[case].digest != digests.get(case)
+        for case in sorted(known.keys() | digests.keys())
+        if known.get(case) != digests.get(case)
     ]

@@ -56,7 +56,7 @@ def stale_floors(golden: Path) -> list[str]:
     Every case is looked up by the hash of its files; of very many (`SAMPLED`), some are measured anew.
     """
     stored, vectors = _stored(golden), list(all_vectors(golden))
-    problems = [*unknown_cases(NAME, stored, golden)]
+    problems = unknown_cases(NAME, {case: entry.digest for case, entry in stored.items()}, golden)
     directories = [vector.directory for vector in vectors if vector.case.id in stored]
     step = 1 if len(directories) < WORTH_PROCESSES else SAMPLED
     for case, measured in over_processes(_measured, directories[::step]):

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import numpy
 from numpy.typing import NDArray
 
 from refpeft import __version__
 from refpeft.checkpoint import TENSOR
 from refpeft.errors import CheckpointError
-from refpeft.oracle import names, questions
+from refpeft.oracle import questions
 from refpeft.oracle.answer_files import fresh_directory
 from refpeft.oracle.budget import Floor, Profile
 from refpeft.oracle.cases import ask_of, can_answer, damage_is_told, stages_of
@@ -28,15 +27,16 @@ from refpeft.oracle.claims import Finding, cut_short, is_projected, why_partial
 from refpeft.oracle.compare import UNDECIDED, Difference, compare, first_difference, missing
 from refpeft.oracle.documents import compare_document, read_adapter
 from refpeft.oracle.expected import derivation_of_floors, each_expected
-from refpeft.oracle.floors import floors, floors_of_stages
+from refpeft.oracle.floors import floors
 from refpeft.oracle.handed_out import HandedOut
+from refpeft.oracle.localise import localised
 from refpeft.oracle.protocol import Implementation, RunCommand
 from refpeft.oracle.questions import QUESTIONS, TOKENS, Answer, Ask
 from refpeft.oracle.repeat import Again
 from refpeft.oracle.reply import Port, Reply
 from refpeft.oracle.tokens import NEW_TOKENS, Decisions, compare_tokens
 from refpeft.oracle.validity import Validity
-from refpeft.oracle.vectors import DIALECT, Tensor, Vector
+from refpeft.oracle.vectors import DIALECT, Vector
 
 Verdict = Literal["CONFORMS", "NONCONFORMING", "SKIPPED", "NONDETERMINISTIC", "ERRORED", "CRASHED", "TIMEOUT"]
 RESTORE = "A port may write in `output` alone (PP-3): restore the file (golden vectors: reinstall refpeft, or `git checkout golden`)."
@@ -264,7 +264,7 @@ def compare_answer(
         return ("SKIPPED" if nothing else "CONFORMS"), differences
     if not localise:
         return "NONCONFORMING", differences
-    return "NONCONFORMING", _localised(vector, ask, profile, answer, differences, valid)
+    return "NONCONFORMING", localised(vector, ask, profile, answer, differences, valid)
 
 
 def _decide_nothing(question: str, differences: list[Difference]) -> bool:
@@ -299,26 +299,6 @@ def _compared(
 
     each_expected(vector, ask, profile, [name for name in known if name in answer.tensors], take)
     return found
-
-
-def _localised(
-    vector: Vector, ask: Ask, profile: Profile, answer: Answer, differences: list[Difference], valid: Validity
-) -> list[Difference]:
-    """With refpeft's own stages where there is no golden value, so that the first difference is found early (JG-6)."""
-    extra = [name for name in answer.tensors if name not in vector.case.tensors and names.step_of(name)]
-    if not extra:
-        return differences
-    wanted, measured = questions.answer(ask).tensors, floors_of_stages(vector, profile)
-    by_name = {d.name: d for d in differences}
-    for name in extra:
-        step = names.step_of(name)
-        if step is not None and name in wanted:
-            tensor, truth = Tensor(step.kind, list(step.axes)), numpy.asarray(wanted[name])
-            floor, given = measured.get(name, Floor(0.0, 0.0)), answer.tensors[name]
-            found = compare(name, tensor, given, truth, floor, profile, valid, "refpeft")
-            by_name[name] = msgspec.structs.replace(found, golden=False)
-    ordered = [by_name.pop(name) for name in wanted if name in by_name]
-    return [*by_name.values(), *ordered]
 
 
 # ---------------------------------------------------------------- the whole run

@@ -187,7 +187,7 @@ def _row(directory: Path) -> tuple[str, _Row]:
 def problems(golden: Path) -> list[str]:
     """What is wrong with the stored matrix: cases that it does not know, mutants that too few cases decide."""
     stored, vectors = _stored(golden), {vector.case.id: vector for vector in all_vectors(golden)}
-    found = [*unknown_cases(NAME, stored, golden)]
+    found = unknown_cases(NAME, {case: row.digest for case, row in stored.items()}, golden)
     matrix = KillMatrix({case: row.margins for case, row in stored.items()})
     for mutant in MUTANTS.values():
         deciding = [vectors[case] for case in matrix.deciding(mutant.id, "float32") if case in vectors]

@@ -95,7 +95,7 @@ def test_a_mistake_is_named(tmp_path: Path) -> None:
     assert 20 < found.bits < 30
     assert replace_bits(found) == Finding(
         "mutant", "M16 relu instead of tanh in the projection",
-        ["peft-0.21.2/prefix_tuning/forward/stages-projected (float32)", "peft-0.21.2/prefix_tuning/forward/projected-square (float32)"],
+        ["peft-0.21.2/prefix_tuning/forward/stages-projected (float32)", "peft-0.21.2/prefix_tuning/forward/projected-square (float32)"], 2,
         first="prefix.projection_activation", mutants=["M16"], clauses=["PX-2"], seen="peft-rs (prefix_tuning.rs)",
     )  # fmt: skip
 
@@ -204,6 +204,7 @@ def _title(name: str) -> str:
 def test_when_time_is_up_what_was_found_is_told(tmp_path: Path) -> None:
     (found,) = looked_at(Mistaken(RELU), FORWARD, tmp_path / "work", seconds=0.0)
     assert short(found) == ("mutant", ["M16"], "prefix.projection_activation", 1)
+    assert found.looked_at == 1, "that the other was not looked at is no sign that it is another mistake"
 
 
 def test_answers_that_are_missing_or_of_another_shape_are_no_evidence(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from refpeft.oracle.report.looks import blind_spots, counted, finding_text
 
 CASES = ["peft-0.21.2/prefix_tuning/forward/a (float32)", "peft-0.21.2/prefix_tuning/forward/b (float32)"]
 NAMED = Finding(
-    "mutant", "M16 relu instead of tanh in the projection", CASES, first="prefix.projection_activation", mutants=["M16"],
+    "mutant", "M16 relu instead of tanh in the projection", CASES, 3, first="prefix.projection_activation", mutants=["M16"],
     clauses=["PX-2"], bits=23.6, seen="peft-rs (prefix_tuning.rs)",
     forced="asked for virtual tokens to each layer's keys and values with refpeft's own inputs, it is right: the cause lies before x",
 )  # fmt: skip
@@ -48,7 +48,7 @@ def test_a_named_mistake() -> None:
     ],
 )
 def test_conforming_cases_speak_against_it(against: int, said: str) -> None:
-    bare = msgspec.structs.replace(NAMED, seen="", forced="", bits=None, against=against)
+    bare = msgspec.structs.replace(NAMED, seen="", forced="", bits=None, against=against, looked_at=2)
     assert shown(finding_text(bare, 2)) == (
         "\n≈ 2 of 2 failing cases: the answer is HF peft's with the mistake M16 relu instead of tanh in the projection (PX-2)\n"
         "  first seen at prefix.projection_activation\n"
@@ -60,7 +60,7 @@ def test_conforming_cases_speak_against_it(against: int, said: str) -> None:
 
 def test_two_mistakes() -> None:
     both = Finding(
-        "two mutants", "M01 all keys before all values and M34 the text counted from 0 beside a prefix", CASES[:1],
+        "two mutants", "M01 all keys before all values and M34 the text counted from 0 beside a prefix", CASES[:1], 1,
         first="prefix.layers.0.value", mutants=["M01", "M34"], clauses=["PX-4", "PO-1"],
     )  # fmt: skip
     assert shown(finding_text(both, 1)) == (
@@ -79,6 +79,7 @@ def test_arithmetic(bits: float | None, about: str) -> None:
         "arithmetic",
         "the arithmetic of bfloat16",
         CASES,
+        2,
         first="logits",
         clauses=["JG-4"],
         bits=bits,
@@ -92,8 +93,15 @@ def test_arithmetic(bits: float | None, about: str) -> None:
     )
 
 
+def test_what_was_not_looked_at_is_not_said_to_be_something_else() -> None:
+    first, *_ = shown(finding_text(NAMED, 68)).strip().splitlines()
+    assert first.startswith(
+        "≈ 2 of 3 failing cases looked at (68 fail): the answer is HF peft's with the mistake M16 "
+    )
+
+
 def test_no_known_mistake() -> None:
-    unknown = Finding("none", "no known mistake", CASES, first="logits", bits=21.0)
+    unknown = Finding("none", "no known mistake", CASES, 2, first="logits", bits=21.0)
     assert shown(finding_text(unknown, 2)) == (
         "\n≈ 2 of 2 failing cases look like no known mistake, nor like two at once\n"
         "  first seen at logits; everything before agrees to 21 bits\n"
