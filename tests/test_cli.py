@@ -293,6 +293,14 @@ def test_an_interrupt_shows_what_there_is() -> None:
     assert (summary["partial_because"], summary["not_asked"]) == ("interrupted", OTHERS)
 
 
+def test_after_an_interrupt_nothing_more_is_looked_for() -> None:
+    """Neither in the answers nor at the port, which may be what was too slow."""
+    result = run("check", "-k", "odd-layers", "-k", "even-layers", "oracle.fake_ports:WrongAndInterrupted")
+    document = json.loads(result.stdout)
+    assert (result.exit_code, document["summary"]["counts"]) == (130, {"NONCONFORMING": 1})
+    assert (document["diagnosis"], document["blind_spots"]) == ([], [])
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP] if os.name == "posix" else [])
 def test_a_signal_ends_the_port_too(tmp_path: Path, number: int) -> None:

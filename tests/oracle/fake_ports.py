@@ -286,5 +286,15 @@ class Interrupted(Lazy):
         return super().run(request, inputs)
 
 
+class WrongAndInterrupted(KeysForValues):
+    """Ctrl-C once something was wrong."""
+
+    def run(self, request: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+        """One answer with the mistake, asked for twice, and no other."""
+        if request["seq"] == 2:
+            raise KeyboardInterrupt
+        return super().run(request, inputs)
+
+
 if __name__ == "__main__":
     main()

@@ -143,6 +143,17 @@ def test_a_mistake_that_nobody_knows_gets_no_name(tmp_path: Path) -> None:
     )
 
 
+def test_arithmetic_is_not_blamed_for_what_begins_behind_exact_products(tmp_path: Path) -> None:
+    """Rounding in one place is a mistake of that place: queries, keys and scores before it have all their bits."""
+
+    def output(context: Any, weight: Any, bias: Any) -> Any:
+        right = definition("attention.output")(context, weight, bias)
+        return right.astype("float16").astype(right.dtype)
+
+    (found,) = looked_at(Mistaken({"attention.output": output}), FORWARD[:2], tmp_path / "work")
+    assert short(found) == ("none", [], "decoder.layers.0.attention.output", 2)
+
+
 @pytest.mark.parametrize(
     ("narrow", "bits", "switch"),
     [("tf32", 13, "jax_default_matmul_precision"), ("float16", 12, ".half()"), ("bfloat16", 9, "autocast")],

@@ -169,3 +169,6 @@ def test_stale_margins_and_unknown_cases_are_told(golden: Path) -> None:
         "M76 (the loss of a language model not shifted) is decided in float32 by no case alone; it must be by cases of two suites "
         "or two base models: add one"
     ) in found
+    once = {mutant for mutant in MUTANTS if len(kill_matrix(golden).deciding(mutant, "float32")) == 1}
+    assert once, "one case is too few"
+    assert all(any(problem.startswith(f"{mutant} (") for problem in found) for mutant in once)
