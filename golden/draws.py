@@ -47,12 +47,12 @@ def draw_parameters(recipe: Recipe, model: PeftModel, generator: torch.Generator
 
 def padding_mask(text: Text) -> torch.Tensor:
     """1 for tokens and 0 for padding, on the side that the recipe says."""
-    return _mask(text.batch, text.tokens, text.padding)
+    return _mask(text.batch, text.tokens, text.padding, text.most_padding)
 
 
-def _mask(batch: int, tokens: int, padding: str) -> torch.Tensor:
+def _mask(batch: int, tokens: int, padding: str, most: int = max(PADDING)) -> torch.Tensor:
     mask = torch.ones(batch, tokens, dtype=torch.int64)
-    for row, count in enumerate(PADDING[:batch] if batch > 1 else (2,)):
+    for row, count in enumerate(min(count, most) for count in (PADDING[:batch] if batch > 1 else (2,))):
         if padding == "left":
             mask[row, :count] = 0
         elif padding == "right" and count:

@@ -200,6 +200,7 @@ def case(
         sizes.batch, sizes.tokens, padding, _labels(task) if labels is None else labels,
         decoder_tokens=sizes.decoder_tokens if task == "SEQ_2_SEQ_LM" else 0,
         pads=(task == "SEQ_CLS" and _family(model) not in ENCODERS) or _family(model) == "roberta",
+        most_padding=min([Text.most_padding, *(window - 1 for window in windows(model) if window)]),
     )  # fmt: skip
     given = replace(given, **(text or {}))
     asked_of_text = question not in ("prefix.encode", "checkpoint.save", "init")

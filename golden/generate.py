@@ -2,6 +2,7 @@
 
 python golden/generate.py              make everything anew: models, vectors, floors, manifest
 python golden/generate.py --check      make the values anew and compare them with the stored ones
+python golden/generate.py --only GLOB  make some cases anew, from the stored models, and what is derived from them
 python golden/generate.py --derive     only measure floors and margins anew, and write the manifest
 python golden/generate.py --against installed    ask another release of HF, and say what it answers otherwise
 """
@@ -40,7 +41,7 @@ from tasks import model_problems, stored_model
 from refpeft.files import write_atomically
 from refpeft.oracle import budget, floors, kill_matrix
 from refpeft.oracle.lint import lint
-from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, read_vector
+from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, matches, read_vector
 
 GOLDEN = Path(__file__).resolve().parent
 MANIFEST, FLOORS = "manifest.json", "floors.json"
@@ -128,10 +129,24 @@ def generate() -> str:
     return f"{len(made)} vectors, {len(MODELS) + 1} models, {size / 1e6:.2f} MB"
 
 
-def derive() -> None:
-    """Floors, the kill matrix, the manifest: what follows from the vectors, without HF."""
-    write_atomically(GOLDEN / FLOORS, floors.floors_document(GOLDEN))
-    write_atomically(GOLDEN / kill_matrix.NAME, kill_matrix.kill_matrix_document(GOLDEN))
+def generate_only(pattern: str) -> str:
+    """Make the cases anew whose ids match a glob or hold a part; those that agree with what is stored stay. Answers one line."""
+    chosen, changed = [recipe for recipe in RECIPES if matches(recipe.id, pattern)], 0
+    for recipe in chosen:
+        directory = GOLDEN / "vectors" / recipe.id
+        with inside(GOLDEN / "models"):
+            made = make(recipe)
+        if not (directory / "case.json").is_file() or compare(made, read_vector(directory)):
+            replace_tree(f"vectors/{recipe.id}", files_of(made))
+            changed += 1
+    derive(keep=True)
+    return f"{changed} of {len(chosen)} vectors have changed"
+
+
+def derive(keep: bool = False) -> None:
+    """Floors, the kill matrix, the manifest: what follows from the vectors, without HF. `keep` those of unchanged vectors."""
+    write_atomically(GOLDEN / FLOORS, floors.floors_document(GOLDEN, keep=keep))
+    write_atomically(GOLDEN / kill_matrix.NAME, kill_matrix.kill_matrix_document(GOLDEN, keep=keep))
     write_atomically(GOLDEN / MANIFEST, manifest())
 
 
@@ -232,6 +247,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--check", action="store_true", help="compare with the stored vectors")
+    choice.add_argument("--only", metavar="GLOB", help="make some cases anew, from the stored models")
     choice.add_argument("--derive", action="store_true", help="only measure floors and margins anew")
     choice.add_argument(
         "--against", choices=["installed"], help="what the installed release of HF answers otherwise"
@@ -255,7 +271,8 @@ def main() -> int:
         print(*problems, sep="\n", end="\n" if problems else "")
         print(f"{len(RECIPES)} vectors, {len(problems)} problems, {time.perf_counter() - start:.0f} s")
         return 1 if problems else 0
-    print(f"{generate()}, {time.perf_counter() - start:.0f} s")
+    made = generate_only(arguments.only) if arguments.only else generate()
+    print(f"{made}, {time.perf_counter() - start:.0f} s")
     return 0
 
 

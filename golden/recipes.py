@@ -45,6 +45,8 @@ class Text:
     """Like `padding`, of the decoder's tokens."""
     decoder_ids: bool = False
     """Whether the decoder's tokens are the caller's, and not made from the labels."""
+    most_padding: int = 4
+    """A row is not padded by more: behind a window of padding, a token sees no key, and what HF computes is an artefact."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,8 @@ _CHECKPOINT = (
     _forward(PREFIX, "checkpoint.load", "load-folded-square", "a folded projection whose weight was square",
              "CK-3 PX-5", "even", Text(2, 8), 5, **SQUARE_EVEN),
     _forward(PROMPT, "checkpoint.save", "save", "the table and its configuration", "CK-1 CK-2", "even", None, 5),
+    _forward(PROMPT, "checkpoint.save", "full-float32-parameters", "a table that no half precision holds", "CK-1", "odd", None, 5,
+             on_grid=False),
     _forward(PREFIX, "checkpoint.save", "save", "the flat prefix and its configuration", "CK-1 CK-2", "odd", None, 2),
     _forward(PREFIX, "checkpoint.save", "save-folded-projection", "the evaluated projection, not its weights",
              "CK-1 CK-2 PX-2", "odd", None, 5, **PROJECTED),

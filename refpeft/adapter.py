@@ -82,8 +82,11 @@ def loaded(
     tensors = checkpoint.load_tensors(directory, base.dtype)
     config = fitting.fitted(base, config, first=first)
     wanted = {checkpoint.TENSOR: fitting.prompt_shapes(config)[prompt_embedding.EMBEDDING]}
-    wanted |= {name: value.shape for name, value in fitting.trained_modules(base, config).items()}
-    return of_parameters(config, checkpoint.parameters_from(tensors, wanted, directory))
+    own = fitting.trained_modules(base, config)
+    wanted |= {name: value.shape for name, value in own.items()}
+    parameters = checkpoint.parameters_from(tensors, wanted, directory)
+    heads = {name: checkpoint.loaded_head(parameters[name], value) for name, value in own.items()}
+    return of_parameters(config, {**parameters, **heads})
 
 
 def reloaded(base: BaseModel, adapter: Adapter, directory: str | Path) -> Adapter:

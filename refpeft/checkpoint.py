@@ -17,6 +17,7 @@ from refpeft import prefix_encoder, prompt_embedding
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.errors import CheckpointError
+from refpeft.steps import step
 from refpeft.tensors import FLOATING, finite_in, read_tensors, write_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -26,6 +27,13 @@ HEAD = "base_model."
 """How the names of the other tensors begin: heads that were trained beside the virtual tokens."""
 
 
+@step(
+    "checkpoint.table",
+    clause="CK-1",
+    stage="",
+    axes="virtual width",
+    source="peft peft_model.py get_prompt_embedding_to_save",
+)
 def prompt_embeddings(parameters: Parameters, config: PromptLearningConfig) -> Float[Array, "virtual width"]:
     """What an adapter file holds: the prompt's table, or the *evaluated* flat prefix. Clause CK-1.
 
@@ -35,6 +43,18 @@ def prompt_embeddings(parameters: Parameters, config: PromptLearningConfig) -> F
     if isinstance(config, PrefixTuningConfig):
         return prefix_encoder.flat(parameters, config)
     return parameters[prompt_embedding.EMBEDDING]
+
+
+@step(
+    "checkpoint.head",
+    clause="CK-4",
+    stage="",
+    axes="",
+    source="peft utils/save_and_load.py set_peft_model_state_dict",
+)
+def loaded_head(stored: Array, own: Array) -> Array:
+    """A head's tensor of a loaded adapter: the file's, whatever the base model has of its own. Clause CK-4."""
+    return stored
 
 
 def save(directory: str | Path, config: PromptLearningConfig, parameters: Parameters) -> None:

@@ -31,7 +31,7 @@ from refpeft.oracle.wrapped import Wrapped, plain
 from refpeft.steps import definition, replaced
 
 FORWARD_MULTIPLIER = 8.0
-"""C for values; tests/oracle/test_calibration.py measures what honest ports spend of it, golden/kill_matrix.json what mistakes do."""
+"""C for values: specs/calibration.md has what honest ports spend of a budget, and by how much mistakes exceed one."""
 GRADIENT_MULTIPLIER = 16.0
 """C for gradients: twice the forward's, because backward passes come in more orders."""
 TRAINING_MULTIPLIER = 16.0

@@ -29,6 +29,29 @@ def over_processes(function: Callable[[Item], Result], items: Sequence[Item]) ->
         return list(pool.map(function, items, chunksize=8))
 
 
+class OfCase(msgspec.Struct):
+    """What is derived from a case, beside the hash of the case's files."""
+
+    digest: str
+
+
+Kept = TypeVar("Kept", bound=OfCase)
+
+
+def derived(
+    function: Callable[[Path], tuple[str, Kept]], stored: Mapping[str, Kept], golden: Path | None
+) -> dict[str, Kept]:
+    """Of every case's directory, what the function derives under the case's id, unless it is stored for the same files."""
+    vectors = list(all_vectors(golden))
+    kept = {
+        v.case.id: stored[v.case.id]
+        for v in vectors
+        if v.case.id in stored and stored[v.case.id].digest == v.digest
+    }
+    made = dict(over_processes(function, [v.directory for v in vectors if v.case.id not in kept]))
+    return {v.case.id: kept.get(v.case.id) or made[v.case.id] for v in vectors}
+
+
 def line_by_line(document: Any) -> bytes:
     """A derived document as JSON, a line for each case: small, and its changes can be read."""
     return msgspec.json.encode(document).replace(b'},"peft-', b'},\n"peft-') + b"\n"

@@ -113,7 +113,8 @@ class _Search:
 
     def _explains(self, clue: Clue, mutants: Sequence[Mutant], *, stages: bool = False) -> bool:
         computed = self._answer(clue, mutants)
-        return computed is not None and not any(True for _ in clue.wrong(computed, stages=stages))
+        answers = computed is not None and clue.first in clue.given and clue.first in computed
+        return answers and not any(True for _ in clue.wrong(computed or {}, stages=stages))
 
     def _candidates(self, clue: Clue) -> list[Mutant]:
         """The mutants whose steps the case calls, the likely ones first: none conforming speaks against, they show, they are near."""

@@ -17,6 +17,7 @@ from refpeft.oracle import budget, names
 from refpeft.oracle.budget import PROFILES, Floor, Profile
 from refpeft.oracle.cases import ask_of
 from refpeft.oracle.compare import PRODUCTS, compare
+from refpeft.oracle.documents import read_adapter
 from refpeft.oracle.floors import floors, floors_of_stages
 from refpeft.oracle.judge import Asked
 from refpeft.oracle.validity import Validity
@@ -58,7 +59,7 @@ class Clue:
         self.first = asked.first.name if asked.first else ""
         self.kinds = dict(self.vector.case.tensors)
         self.given: dict[str, NDArray[Any]] = {}
-        for name, value in asked.reply.answer.tensors.items():
+        for name, value in _tensors(asked).items():
             step = names.step_of(name)
             if name not in self.kinds and step is not None:
                 self.kinds[name] = Tensor(step.kind, list(step.axes))
@@ -97,6 +98,12 @@ class Clue:
             return given.shape == wanted.shape and bool((given == wanted).all())
         floor = known.get(name, Floor(0.0, 0.0))
         return compare(name, tensor, given, wanted, floor, profile, self.valid, "the mutant").ok
+
+
+def _tensors(asked: Asked) -> Mapping[str, Any]:
+    """What the port answered; of an adapter that it wrote, what is in the file."""
+    answer = asked.reply.answer
+    return (read_adapter(answer)[0] if asked.vector.case.question == "checkpoint.save" else answer).tensors
 
 
 def exonerated(clue: Clue) -> bool:

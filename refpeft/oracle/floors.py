@@ -15,6 +15,8 @@ from refpeft.oracle.budget import PROFILES, Floor, Profile, measure
 from refpeft.oracle.cases import ask_of
 from refpeft.oracle.derived import (
     WORTH_PROCESSES,
+    OfCase,
+    derived,
     line_by_line,
     over_processes,
     read_derived,
@@ -29,8 +31,7 @@ SAMPLED = 4
 """Of so many cases as are worth several processes, each fourth is measured anew by a check: a change of the code shows in many."""
 
 
-class _CaseFloors(msgspec.Struct):
-    digest: str
+class _CaseFloors(OfCase):
     profiles: dict[str, dict[str, Floor]]
 
 
@@ -88,10 +89,13 @@ def _measured_once(directory: Path, digest: str, profile: str) -> Mapping[str, F
     return measure(ask_of(read_vector(directory)), PROFILES[profile])
 
 
-def floors_document(golden: Path | None = None) -> bytes:
-    """The contents of golden/floors.json: for every case and profile, the floors of the tensors it compares."""
-    measured = dict(over_processes(_measured, [vector.directory for vector in all_vectors(golden)]))
-    return line_by_line(_Floors(FORMAT, measured))
+def floors_document(golden: Path | None = None, *, keep: bool = False) -> bytes:
+    """The contents of golden/floors.json: for every case and profile, the floors of the tensors it compares.
+
+    With `keep`, those of vectors that have not changed are taken from the stored file.
+    """
+    stored = _stored(golden or golden_directory()) if keep else {}
+    return line_by_line(_Floors(FORMAT, derived(_measured, stored, golden)))
 
 
 def _measured(directory: Path) -> tuple[str, _CaseFloors]:

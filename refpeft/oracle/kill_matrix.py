@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import functools
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy
 from refpeft.errors import RefpeftError
 from refpeft.oracle.budget import PROFILES, Profile
 from refpeft.oracle.cases import ask_of
-from refpeft.oracle.derived import line_by_line, over_processes, read_derived, unknown_cases
+from refpeft.oracle.derived import OfCase, derived, line_by_line, over_processes, read_derived, unknown_cases
 from refpeft.oracle.judge import compare_answer
 from refpeft.oracle.mutants import MUTANTS, Mutant
 from refpeft.oracle.questions import Answer, Ask, answer, is_required
@@ -41,8 +42,7 @@ FACTOR = 1.5
 """By how much a margin measured anew may differ: budgets are worst cases of few replays, and those differ between computers."""
 
 
-class _Row(msgspec.Struct):
-    digest: str
+class _Row(OfCase):
     margins: dict[str, list[float]]
 
 
@@ -139,16 +139,19 @@ def answer_of(mutants: Iterable[Mutant], ask: Ask) -> Answer | None:
 
 def margins(vector: Vector, mutants: Iterable[Mutant] = MUTANTS.values()) -> dict[str, list[float]]:
     """The margin of each mutant that changes the case's answer, in each of `FORMATS`."""
-    if vector.case.document is not None:
+    if vector.case.question == "config.resolve":
         return {}
-    ask = ask_of(vector)
-    called, found = steps_called(ask), dict[str, list[float]]()
-    for mutant in mutants:
-        given = answer_of([mutant], ask) if called & mutant.make().keys() else None
-        if given is not None:
-            required = {n: x for n, x in given.tensors.items() if is_required(vector.case.question, n)}
-            measured = [_margin(vector, ask, PROFILES[name], Answer(required)) for name in FORMATS]
-            found |= {mutant.id: measured} if any(measured) else {}
+    found = dict[str, list[float]]()
+    with tempfile.TemporaryDirectory(prefix="refpeft-") as directory:
+        ask = replace(ask_of(vector), output=Path(directory))
+        called = steps_called(ask)
+        for mutant in mutants:
+            given = answer_of([mutant], ask) if called & mutant.make().keys() else None
+            if given is not None:
+                required = {n: x for n, x in given.tensors.items() if is_required(vector.case.question, n)}
+                written = Answer(required, adapter=given.adapter)
+                measured = [_margin(vector, ask, PROFILES[name], written) for name in FORMATS]
+                found |= {mutant.id: measured} if any(measured) else {}
     return found
 
 
@@ -170,10 +173,10 @@ def _short(margin: float) -> float:
     return 0 if margin < 0.01 else int(rounded) if rounded >= 10 else rounded
 
 
-def kill_matrix_document(golden: Path | None = None) -> bytes:
-    """The contents of golden/kill_matrix.json."""
-    measured = over_processes(_row, [vector.directory for vector in all_vectors(golden)])
-    return line_by_line(_Matrix(1, list(FORMATS), dict(measured)))
+def kill_matrix_document(golden: Path | None = None, *, keep: bool = False) -> bytes:
+    """The contents of golden/kill_matrix.json; with `keep`, margins of vectors that have not changed are those of the stored file."""
+    stored = _stored(golden or golden_directory()) if keep else {}
+    return line_by_line(_Matrix(1, list(FORMATS), derived(_row, stored, golden)))
 
 
 def _row(directory: Path) -> tuple[str, _Row]:

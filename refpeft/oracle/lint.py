@@ -24,6 +24,7 @@ from refpeft.oracle.floors import floors
 from refpeft.oracle.names import step_of
 from refpeft.oracle.questions import LEVELS, PARAMETERS, QUESTIONS, TOKENS, answer, is_required
 from refpeft.oracle.tokens import Decisions
+from refpeft.oracle.validity import Validity
 from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, VectorError, read_vector
 from refpeft.tensors import read_tensors
 
@@ -275,9 +276,14 @@ def _expected(vector: Vector, place: str) -> Iterator[str]:
 
 
 def _answered(vector: Vector, place: str) -> Iterator[str]:
-    """VF-2: every required tensor is there, and no tensor depends on a later one, by refpeft's order of recording."""
+    """VF-2: every required tensor is there, and no tensor depends on a later one, by refpeft's order of recording.
+
+    JG-1: what counts sees a key.
+    """
+    ask = ask_of(vector)
     with numpy.errstate(all="ignore"):  # inputs that are not finite are another rule's
-        answered = list(answer(ask_of(vector)).tensors)
+        computed = answer(ask).tensors
+    answered = list(computed)
     names = list(vector.case.tensors)
     for name in answered:
         if is_required(vector.case.question, name) and name not in names:
@@ -290,6 +296,11 @@ def _answered(vector: Vector, place: str) -> Iterator[str]:
         yield "its stages are not in the order of computation"
     if names[: len(stages)] != stages:
         yield "a gradient stands before a stage that it depends on"
+    for name, visible in computed.items():
+        if name.endswith("visible") and step_of(name):
+            counted = Validity.of(ask).of_tensor(["batch", "query"], visible.shape[:2])
+            for row, query in numpy.argwhere(counted & ~numpy.any(visible, axis=-1)):
+                yield f"{name}: query {query} of row {row} counts, and sees no key"
 
 
 def _decided(vector: Vector, place: str) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from refpeft.oracle.claims import Finding
 from refpeft.oracle.diagnosis import diagnose, with_diagnosis
 from refpeft.oracle.evidence import Evidence
 from refpeft.oracle.judge import Results, Selection, summarise
+from refpeft.oracle.mutants import MUTANTS
 from refpeft.oracle.port import ReferencePort
 from refpeft.oracle.protocol import RunCommand
 from refpeft.oracle.questions import Answer, Ask, answer
@@ -129,6 +130,43 @@ def test_two_mistakes_at_once(tmp_path: Path, ends: bool) -> None:
     assert found.title == (
         "M16 relu instead of tanh in the projection and M34 the text counted from 0 beside a prefix"
     )
+
+
+class Saver(ReferencePort):
+    """Writes adapters with a mistake."""
+
+    def __init__(self, mistake: str) -> None:
+        super().__init__()
+        self.mistake = mistake
+
+    def ask(self, ask: Ask, request: RunCommand) -> Reply:
+        with replaced(MUTANTS[self.mistake].make()):
+            written = answer(dataclasses.replace(ask, output=Path(request.output)))
+        return Reply("ANSWERED", written)
+
+
+SAVED = [
+    VECTORS["prefix_tuning/checkpoint/save-folded-projection"],
+    VECTORS["prompt_tuning/checkpoint/full-float32-parameters"],
+    VECTORS["prefix_tuning/checkpoint/save"],
+]
+
+
+@pytest.mark.parametrize(("mistake", "cases"), [("M16", 1), ("M175", 2)])
+def test_a_mistake_in_the_file_that_a_port_writes_is_named(tmp_path: Path, mistake: str, cases: int) -> None:
+    (found,) = looked_at(Saver(mistake), SAVED, tmp_path / "work")
+    assert short(found) == ("mutant", [mistake], "prompt_embeddings", cases)
+
+
+def test_a_file_with_a_mistake_that_nobody_knows_gets_no_name(tmp_path: Path) -> None:
+    class Doubled(ReferencePort):
+        def ask(self, ask: Ask, request: RunCommand) -> Reply:
+            steps = {"checkpoint.table": lambda *given: 1.5 * definition("checkpoint.table")(*given)}
+            with replaced(steps):
+                return Reply("ANSWERED", answer(dataclasses.replace(ask, output=Path(request.output))))
+
+    (found,) = looked_at(Doubled(), SAVED, tmp_path / "work")
+    assert short(found) == ("none", [], "prompt_embeddings", 3)
 
 
 def test_a_mistake_that_nobody_knows_gets_no_name(tmp_path: Path) -> None:
@@ -301,4 +339,4 @@ def test_blind_spots_of_a_format(tmp_path: Path) -> None:
     assert set(wide.blind_spots) < set(narrow.blind_spots)
     assert narrow.summary.verdict == wide.summary.verdict == "CONFORMS"
     assert ask_of(FORWARD[0]).question == "forward"
-    assert replace(Selection([], []), partial=True).partial
+    assert dataclasses.replace(Selection([], []), partial=True).partial

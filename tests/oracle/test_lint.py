@@ -24,6 +24,7 @@ CONFIG = f"vectors/{DIALECT}/prompt_tuning/config/minimal"
 SQUARE = f"vectors/{DIALECT}/prefix_tuning/prefix_encode/projected-square"
 MASK = f"vectors/{DIALECT}/common/mask/left-padding"
 STAGES = f"vectors/{DIALECT}/prompt_tuning/inputs/left-padding"
+SPAN = f"vectors/{DIALECT}/prefix_tuning/forward/mistral-odd-span-prefix"
 COPIED = (MODEL, FORWARD, GRADIENTS, CONFIG, SQUARE, MASK, STAGES)
 FEW = ("there are 6 different cases", "1 of 6 cases have equal axes")
 """What is wrong with a copy of so few vectors."""
@@ -171,6 +172,20 @@ def test_a_fault_in_a_tensor_is_found(
 ) -> None:
     _edit_tensors(golden, name, edit)
     assert any(expected in problem for problem in _problems(golden)), _problems(golden)
+
+
+def test_a_position_that_counts_and_sees_no_key_is_found(golden: Path) -> None:
+    """As many padding positions as the window is wide (4); the last of them is where an answer may begin."""
+    for name in ("models/mistral-odd", SPAN):
+        shutil.copytree(golden_directory() / name, golden / name)
+
+    def pad_more(tensors: dict[str, Any]) -> None:
+        tensors["attention_mask"] = tensors["attention_mask"].copy()
+        tensors["attention_mask"][3, 4:] = 0
+
+    _edit_tensors(golden, f"{SPAN}/{INPUTS}", pad_more)
+    place = SPAN.removeprefix("vectors/")
+    assert f"{place}: decoder.sliding_visible: query 7 of row 3 counts, and sees no key" in _problems(golden)
 
 
 def test_an_answer_to_another_question_is_found(golden: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from refpeft.oracle.mutants import (
     attention,
+    files,
     generation,
     heads,
     inputs,
@@ -19,7 +20,7 @@ from refpeft.oracle.mutants import (
 )
 from refpeft.oracle.mutants.mutant import Mutant, Steps
 
-_TABLES = (prefix, inputs, masks, attention, turned, networks, heads, losses, training, generation)
+_TABLES = (prefix, inputs, masks, attention, turned, networks, heads, losses, training, generation, files)
 MUTANTS: dict[str, Mutant] = {mutant.id: mutant for table in _TABLES for mutant in table.MUTANTS}
 """Every mutant by id, in the order of computation."""
 

@@ -43,6 +43,17 @@ def values_before_keys() -> Steps:
     return {name: definition(other) for pair in pairs for name, other in (pair, pair[::-1])}
 
 
+@mutant(
+    "M174", "values in the place of keys", clause="PX-4", why="one block is read twice: a name copied and not changed"
+)  # fmt: skip
+def values_for_keys() -> Steps:
+    """The value's block for both."""
+    return {
+        "prefix.key_row": definition("prefix.value_row"),
+        "prefix.decoder_key_row": definition("prefix.decoder_value_row"),
+    }
+
+
 def _cut(flat: Any, config: Any) -> tuple[int, int, int, int]:
     return flat.shape[0], 2 * (config.num_layers or 0), config.num_attention_heads or 1, config.head_dim
 
@@ -276,6 +287,6 @@ def rows_of_others() -> Steps:
 
 MUTANTS: tuple[Mutant, ...] = (
     keys_before_values, values_before_keys, heads_inside, reshaped, layers_reversed, blocks_outside, first_layer_everywhere,
-    keys_as_values, pairs_in_order, tokens_reversed, rows_of_others, relu_in_the_projection, gelu_in_the_projection,
+    keys_as_values, values_for_keys, pairs_in_order, tokens_reversed, rows_of_others, relu_in_the_projection, gelu_in_the_projection,
     nothing_in_the_projection, tanh_at_the_end, weight_not_transposed, first_bias_dropped, second_bias_dropped,
 )  # fmt: skip
