@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -288,7 +289,7 @@ def train_everything() -> None:
     )
 
 
-def test_every_replacement_is_called() -> None:
+def test_every_replacement_is_called(tmp_path: Path) -> None:
     calls: dict[str, int] = {}
 
     def counted(name: str) -> Any:
@@ -304,7 +305,14 @@ def test_every_replacement_is_called() -> None:
         ask_every_family()
         generate_everything()
         train_everything()
+        save_and_load(tmp_path)
     assert set(calls) == set(steps.STEPS)
+
+
+def save_and_load(directory: Path) -> None:
+    base = tiny_model("bert", num_labels=5)
+    tiny_adapter(base, "prefix", "SEQ_CLS").save_pretrained(directory)
+    PeftModel.from_pretrained(base, directory)
 
 
 @pytest.mark.parametrize("name", ["attention.weights", "prefix.rows", "block.output", "logits", "loss"])
