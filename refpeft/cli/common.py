@@ -204,10 +204,11 @@ def plan(port: Port, vectors: list[Vector], profiles: Sequence[str], partial: bo
     """What is to be asked: the cases in the profiles that are wanted and declared."""
     from refpeft.oracle.budget import PROFILES as ALL
     from refpeft.oracle.judge import Selection
+    from refpeft.oracle.vectors import OWN
 
     declared = port.abilities.profiles
     narrow = [name for name in profiles or declared if ALL[name].simulated]
-    if any(vector.truth == "refpeft" for vector in vectors) and narrow:
+    if any(vector.case.id.startswith(OWN) for vector in vectors) and narrow:
         wide = [name for name in declared if not ALL[name].simulated]
         if profiles or not wide:
             raise click.UsageError(

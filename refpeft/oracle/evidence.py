@@ -19,6 +19,7 @@ from refpeft.oracle.cases import ask_of
 from refpeft.oracle.compare import PRODUCTS, compare
 from refpeft.oracle.floors import floors, floors_of_stages
 from refpeft.oracle.judge import Asked
+from refpeft.oracle.own import OwnVector
 from refpeft.oracle.validity import Validity
 from refpeft.oracle.vectors import Tensor
 
@@ -38,7 +39,7 @@ class Evidence:
     def take(self, asked: Asked) -> None:
         """Keep what a diagnosis can use of one question's answer, while its file is there."""
         case, profile = asked.vector.case, asked.profile
-        if asked.vector.truth != "HF":
+        if isinstance(asked.vector, OwnVector):
             return
         if asked.verdict == "CONFORMS":
             self.conforming.append((case.id, profile.name))

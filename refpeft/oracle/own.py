@@ -93,8 +93,6 @@ class OwnVector(Vector):
     command: str = ""
     """What asks the questions again, as far as the port: for people."""
 
-    truth = "refpeft"
-
     @property
     def model_directory(self) -> Path | None:
         """The user's base model, where it lies."""
