@@ -79,6 +79,30 @@ timeout_option = click.option(
 )
 
 
+class Shard(click.ParamType):
+    """K/N: the K-th of N parts, from 1."""
+
+    name = "K/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Two whole numbers."""
+        if isinstance(value, tuple):
+            return value
+        part, slash, parts = str(value).partition("/")
+        if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+            self.fail(f"{value!r} is not K/N, the K-th of N parts, such as 2/4.", param, ctx)
+        return int(part), int(parts)
+
+
+shard_option = click.option(
+    "--shard",
+    type=Shard(),
+    default="1/1",
+    metavar="K/N",
+    help="The K-th of N parts of the work, for several machines side by side.",
+)
+
+
 def select(
     golden: Path | None,
     patterns: Sequence[str],

@@ -26,8 +26,9 @@ from refpeft.fill_in import fill_in
 from refpeft.oracle import drawn_inputs, names, questions
 from refpeft.oracle.cases import ask_of
 from refpeft.oracle.questions import COMMON, GRADIENTS, PARAMETERS, PREFIX, PROMPT, Ask
+from refpeft.oracle.stage_names import kind_of
 from refpeft.oracle.validity import Validity
-from refpeft.oracle.vectors import DIALECT, FORMAT, Case, Kind, Tensor, Vector
+from refpeft.oracle.vectors import DIALECT, DRAWN, FORMAT, Case, Tensor, Vector
 from refpeft.prompt_embedding import EMBEDDING
 from refpeft.tensors import write_tensors
 from refpeft.transformer.columns import LAYER
@@ -99,7 +100,7 @@ class Drawn:
     def name(self) -> str:
         """The case's id."""
         method = COMMON if self.question in ("mask", "attention") else self.method
-        return f"fuzz/{method}/{self.question.replace('.', '_')}/{self.family}-{self.key}"
+        return f"{DRAWN}{method}/{self.question.replace('.', '_')}/{self.family}-{self.key}"
 
 
 def write(drawn: Drawn, root: Path) -> Vector:
@@ -304,9 +305,7 @@ def _tensors(drawn: Drawn, config: ModelConfig, expected: Mapping[str, NDArray[A
     for name, value in expected.items():
         step = names.step_of(name)
         if step is not None:
-            scaled = name == "inputs.embeddings" and config.embedding_scale != 1.0
-            kind: Kind = "elementary" if scaled else step.kind
-            yield name, Tensor(kind, list(step.axes))
+            yield name, Tensor(kind_of(name, step.kind, config), list(step.axes))
         elif name.startswith((GRADIENTS, "trained.", "training.")):
             series = name.startswith("training.") and not name.startswith("training.steps.")
             yield name, Tensor("composite", ["steps"] if series else [f"axis_{i}" for i in range(value.ndim)])

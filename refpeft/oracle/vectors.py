@@ -36,6 +36,8 @@ PLAIN_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-
 """What an id or another path in case.json looks like: it leads downwards, and means nothing to a shell or a terminal."""
 OWN = "own/"
 """How the ids of questions about a user's own model begin; they are asked by `refpeft check --base`."""
+DRAWN = "fuzz/"
+"""How the ids of questions begin that `refpeft fuzz` draws."""
 LONGEST_NAME = 200
 """Characters of an id, and of a title."""
 LARGEST_FILE = 2**28

@@ -13,7 +13,7 @@ a case. Everything shrinks towards GPT-2 with one layer, one head, one virtual t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
@@ -33,8 +33,8 @@ WITH_LABELS = ("gradients", "training")
 """The questions that need labels."""
 TASKS_OF: dict[str, tuple[str, ...]] = {"generate": LANGUAGE, "training": ("CAUSAL_LM",)}
 """The task types that a question is asked in, where not in all."""
-OFTEN = {"forward": 3, "gradients": 2, "generate": 2}
-"""Questions that are drawn so many times as often as others."""
+OFTEN = {"forward": 3, "gradients": 2, "generate": 3, "CAUSAL_LM": 3}
+"""Questions and task types that are drawn so many times as often as others."""
 PADDING = (None, "full", "left", "right")
 BIASED = ("alibi", "relative")
 """Positions that are biases of scores: such families are not asked about one attention layer."""
@@ -46,6 +46,15 @@ def tasks_of(family: str) -> list[str]:
     headless = (*LANGUAGE, "FEATURE_EXTRACTION")
     found = [task for task in fitting.TASKS[row.kind] if task in headless or task in row.heads]
     return [task for task in found if not (task == "CAUSAL_LM" and row.kind == "encoder")]
+
+
+class Combination(NamedTuple):
+    """What has to fit together."""
+
+    method: str
+    family: str
+    task_type: str
+    question: str
 
 
 @st.composite
@@ -126,7 +135,7 @@ def cases(
     Raises:
         LookupError: nothing that can be drawn is left.
     """
-    question, method, family, task = _combination(draw, combinations(abilities, families, methods, questions))
+    method, family, task, question = _combination(draw, combinations(abilities, families, methods, questions))
     known = abilities.profiles if abilities else ("float32", "float64")
     profile = draw(st.sampled_from([name for name in known if not profiles or name in profiles]))
     adapter = draw(adapters(method))
@@ -159,10 +168,10 @@ def cases(
     )
 
 
-def _combination(draw: Draw, found: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """One part after the other, so that questions and families that have fewer task types are drawn as often."""
-    for part in range(4):
-        values = list(dict.fromkeys(combination[part] for combination in found))
+def _combination(draw: Draw, found: list[Combination]) -> Combination:
+    """One part after the other, the question last: so a search finds a simpler question about the same model."""
+    for part, _ in enumerate(Combination._fields):
+        values = dict.fromkeys(combination[part] for combination in found)
         several = [value for value in values for _ in range(OFTEN.get(value, 1))]
         chosen = draw(st.sampled_from(several))
         found = [combination for combination in found if combination[part] == chosen]
@@ -174,8 +183,8 @@ def combinations(
     families: Sequence[str] = (),
     methods: Sequence[str] = (),
     questions: Sequence[str] = (),
-) -> list[tuple[str, ...]]:
-    """Every (question, method, family, task type) that can be drawn and answered, the simplest first.
+) -> list[Combination]:
+    """Every combination that can be drawn and answered, the simplest first.
 
     Raises:
         LookupError: there is none.
@@ -189,11 +198,11 @@ def combinations(
     of = among(families, abilities.families if abilities else None, list(FAMILIES))
     tasks = among((), abilities.tasks if abilities else None, TASK_TYPES)
     found = [
-        (question, method, family, task)
-        for question in asked
+        Combination(method, family, task, question)
         for method in by
         for family in of
         for task in tasks_of(family)
+        for question in asked
         if task in tasks and _makes_sense(question, method, family, task)
     ]
     if not found:
