@@ -79,24 +79,17 @@ timeout_option = click.option(
 )
 
 
-class Shard(click.ParamType):
-    """K/N: the K-th of N parts, from 1."""
-
-    name = "K/N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Two whole numbers."""
-        if isinstance(value, tuple):
-            return value
-        part, slash, parts = str(value).partition("/")
-        if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-            self.fail(f"{value!r} is not K/N, the K-th of N parts, such as 2/4.", param, ctx)
-        return int(part), int(parts)
+def _parts(ctx: click.Context, parameter: click.Parameter, given: str) -> tuple[int, int]:
+    """K/N as two whole numbers."""
+    part, slash, parts = given.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise click.BadParameter(f"{given!r} is not K/N, the K-th of N parts, such as 2/4.")
+    return int(part), int(parts)
 
 
 shard_option = click.option(
     "--shard",
-    type=Shard(),
+    callback=_parts,
     default="1/1",
     metavar="K/N",
     help="The K-th of N parts of the work, for several machines side by side.",

@@ -45,13 +45,50 @@ FAST = Path("/dev/shm")  # noqa: S108
     short_help="Search for a question that a port answers wrongly.",
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
 )
-@click.option("--max-examples", default=200, show_default=True, metavar="N", type=click.IntRange(min=1), help="So many questions at most, until one is answered wrongly.")
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), help="What questions are drawn from [default: another one each time; it is printed].")
-@click.option("--time-limit", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), help="End after so long, with the smallest wrong answer found so far.")
-@click.option("--family", "families", multiple=True, metavar="NAME", help="Base models of this architecture, by HF's model_type. Repeatable.")
-@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS[:2]), help="Adapters of this method. Repeatable.")
-@click.option("--question", "questions", multiple=True, type=click.Choice(QUESTIONS), help="This question. Repeatable.")
-@click.option("--profile", "profiles", multiple=True, type=click.Choice(PROFILES), help="Numbers to compute in; default: all that the port declares.")
+@click.option(
+    "--max-examples",
+    default=200,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="So many questions at most, until one is answered wrongly.",
+)
+@click.option(
+    "--seed",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="What questions are drawn from [default: another one each time; it is printed].",
+)
+@click.option(
+    "--time-limit",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End after so long, with the smallest wrong answer found so far.",
+)
+@click.option(
+    "--family",
+    "families",
+    multiple=True,
+    metavar="NAME",
+    help="Base models of this architecture, by HF's model_type. Repeatable.",
+)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=click.Choice(METHODS[:2]),
+    help="Adapters of this method. Repeatable.",
+)
+@click.option(
+    "--question", "questions", multiple=True, type=click.Choice(QUESTIONS), help="This question. Repeatable."
+)
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    type=click.Choice(PROFILES),
+    help="Numbers to compute in; default: all that the port declares.",
+)
 @shard_option
 @timeout_option
 @form_option
@@ -85,7 +122,12 @@ def fuzz(
     try:
         with _work() as work:
             fuzzed = _search(
-                reached, work, (max_examples, seed, time_limit), (families, methods, questions, profiles), shard, form
+                reached,
+                work,
+                (max_examples, seed, time_limit),
+                (families, methods, questions, profiles),
+                shard,
+                form,
             )
     except (LookupError, RefpeftError) as error:
         raise click.UsageError(str(error.args[0])) from None
@@ -131,13 +173,17 @@ def _search(
     (families, methods, questions, profiles), started = chosen, time.monotonic()
     seed = secrets.randbelow(2**32) if given is None else given
     strategy = cases(
-        port.abilities, families=families, methods=methods, questions=questions, profiles=_declared(port, profiles)
+        port.abilities,
+        families=families,
+        methods=methods,
+        questions=questions,
+        profiles=_declared(port, profiles),
     )
     evidence, state, kept = Evidence(), STATE / "fuzz", []
     search = Search(port, work, until=None if time_limit is None else started + time_limit)
     try:
         for one in try_kept(port, state, work, _declared(port, profiles), evidence):
-            kept.append(one)
+            kept.append(one)  # noqa: PERF402  (one by one: an interrupt keeps what there is)
     except KeyboardInterrupt:
         search.ended = "interrupted"
     found, example = fuzzed.of_kept(kept, evidence, port), None
@@ -156,7 +202,9 @@ def _declared(port: Port, profiles: Sequence[str]) -> list[str]:
     declared = port.abilities.profiles
     beyond = sorted(set(profiles) - set(declared))
     if beyond:
-        raise click.UsageError(f"The port declares the profiles {', '.join(declared)}, not {', '.join(beyond)}.")
+        raise click.UsageError(
+            f"The port declares the profiles {', '.join(declared)}, not {', '.join(beyond)}."
+        )
     return [name for name in declared if not profiles or name in profiles]
 
 

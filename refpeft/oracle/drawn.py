@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ml_dtypes
 import msgspec
@@ -25,11 +25,10 @@ from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTunin
 from refpeft.fill_in import fill_in
 from refpeft.oracle import drawn_inputs, names, questions
 from refpeft.oracle.cases import ask_of
-from refpeft.oracle.questions import COMMON, GRADIENTS, PARAMETERS, PREFIX, PROMPT, Ask
+from refpeft.oracle.questions import COMMON, GRADIENTS, PARAMETERS, PREFIX, PROMPT
 from refpeft.oracle.stage_names import kind_of
 from refpeft.oracle.validity import Validity
 from refpeft.oracle.vectors import DIALECT, DRAWN, FORMAT, Case, Tensor, Vector
-from refpeft.prompt_embedding import EMBEDDING
 from refpeft.tensors import write_tensors
 from refpeft.transformer.columns import LAYER
 from refpeft.transformer.config import ModelConfig
@@ -118,7 +117,15 @@ def write(drawn: Drawn, root: Path) -> Vector:
     base = write_base(drawn, root / "models" / model_name, random)
     config, parameters = _adapter(drawn, base, model_name, random)
     inputs, arguments = drawn_inputs.make(drawn, base, config, random)
-    if drawn.question in ("prefix.encode", "inputs", "forward", "gradients", "training", "generate", "checkpoint.save"):
+    if drawn.question in (
+        "prefix.encode",
+        "inputs",
+        "forward",
+        "gradients",
+        "training",
+        "generate",
+        "checkpoint.save",
+    ):
         inputs |= {PARAMETERS + name: value for name, value in parameters.items()}
     directory = root / "vectors" / drawn.name
     directory.mkdir(parents=True, exist_ok=True)
@@ -136,7 +143,7 @@ def write(drawn: Drawn, root: Path) -> Vector:
     case = msgspec.structs.replace(case, tensors=tensors, document=document)
     (directory / "case.json").write_bytes(msgspec.json.format(msgspec.json.encode(case), indent=1) + b"\n")
     vector = Vector(case, directory)
-    vector.__dict__.update(inputs=inputs, expected={name: expected[name] for name in tensors})
+    vector.__dict__.update(inputs=inputs, expected=expected)
     return vector
 
 
@@ -145,8 +152,9 @@ _SAVED = {"inference_mode": True}
 
 def complete(vector: Vector) -> None:
     """Write the expected values beside the case, so that it can be judged alone."""
-    if vector.expected:
-        write_tensors(vector.directory / "expected.safetensors", vector.expected)
+    if vector.case.tensors:
+        known = {name: vector.expected[name] for name in vector.case.tensors}
+        write_tensors(vector.directory / "expected.safetensors", known)
 
 
 def discard(vector: Vector) -> None:
@@ -178,7 +186,7 @@ def is_blind(vector: Vector) -> bool:
 
 def on_grid(array: NDArray[Any]) -> NDArray[Any]:
     """Rounded to bfloat16, stored as float32."""
-    return cast("NDArray[Any]", array.astype(ml_dtypes.bfloat16).astype(numpy.float32))
+    return array.astype(ml_dtypes.bfloat16).astype(numpy.float32)
 
 
 def write_base(drawn: Drawn, directory: Path, random: numpy.random.Generator) -> BaseModel:
@@ -195,7 +203,9 @@ def write_base(drawn: Drawn, directory: Path, random: numpy.random.Generator) ->
     return questions.loaded_base(directory)
 
 
-def base_tensors(config: ModelConfig, task_type: str, random: numpy.random.Generator) -> dict[str, NDArray[Any]]:
+def base_tensors(
+    config: ModelConfig, task_type: str, random: numpy.random.Generator
+) -> dict[str, NDArray[Any]]:
     """Random tensors under the names and in the layouts in which HF's class of the task saves them."""
     family, tensors = family_of(config.family), dict[str, NDArray[Any]]()
     sources, wanted = family.weights(config), family.heads.get(task_type)
@@ -205,12 +215,17 @@ def base_tensors(config: ModelConfig, task_type: str, random: numpy.random.Gener
             name = canonical.removeprefix(HEADS)
             if not name.startswith("pooler.") and not (wanted and name.startswith(f"{wanted.module}.")):
                 continue
-            hf_name = _in_class(name, family.prefix, config, task_type) if name.startswith("pooler.") else name
+            hf_name = (
+                _in_class(name, family.prefix, config, task_type) if name.startswith("pooler.") else name
+            )
         else:
             template, layer = _template(canonical)
             source = sources[template]
             language = canonical == HEAD or canonical.startswith("head.")
-            if language and (task_type not in ("CAUSAL_LM", "SEQ_2_SEQ_LM") or (canonical == HEAD and config.tie_word_embeddings)):
+            if language and (
+                task_type not in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+                or (canonical == HEAD and config.tie_word_embeddings)
+            ):
                 continue
             if source.fused and source.part != "query":
                 continue
@@ -219,7 +234,9 @@ def base_tensors(config: ModelConfig, task_type: str, random: numpy.random.Gener
             shape = shape[::-1] if source.transposed else shape
             hf_name = source.name.format(layer=layer)
             hf_name = hf_name if language else _in_class(hf_name, family.prefix, config, task_type)
-        tensors[_OLD_NAMES.get((config.family, hf_name), hf_name)] = on_grid(random.normal(0.0, SPREAD, shape))
+        tensors[_OLD_NAMES.get((config.family, hf_name), hf_name)] = on_grid(
+            random.normal(0.0, SPREAD, shape)
+        )
     return tensors
 
 
@@ -300,10 +317,17 @@ def _case(drawn: Drawn, model_name: str, config: PromptLearningConfig, arguments
     )
 
 
-def _tensors(drawn: Drawn, config: ModelConfig, expected: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, Tensor]]:
-    """What is known of each tensor of the answer: those that are stages, and gradients and trained parameters."""
+def _tensors(
+    drawn: Drawn, config: ModelConfig, expected: Mapping[str, NDArray[Any]]
+) -> Iterator[tuple[str, Tensor]]:
+    """What is known of each tensor of the answer: those that are stages, and gradients and trained parameters.
+
+    Of a generation, what is about all of its steps: ports need not run an encoder once for each beam, or once for all.
+    """
     for name, value in expected.items():
         step = names.step_of(name)
+        if drawn.question == "generate" and not name.startswith(("sequences", "generation.")):
+            continue
         if step is not None:
             yield name, Tensor(kind_of(name, step.kind, config), list(step.axes))
         elif name.startswith((GRADIENTS, "trained.", "training.")):

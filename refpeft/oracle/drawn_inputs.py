@@ -7,7 +7,6 @@ SEQ_CLS `problem`, behind an encoder `decoder` (labels, decoder_input_ids, both)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -103,7 +102,10 @@ def _labels(drawn: Drawn, base: ModelConfig, random: Random, ids: NDArray[Any]) 
     if task == "CAUSAL_LM":
         return {"labels": some(random, ids)}
     if task == "QUESTION_ANS":  # beyond the text HF ignores, or cuts
-        positions = {name: random.integers(0, drawn.tokens + ahead + 3, drawn.batch) for name in ("start_positions", "end_positions")}
+        positions = {
+            name: random.integers(0, drawn.tokens + ahead + 3, drawn.batch)
+            for name in ("start_positions", "end_positions")
+        }
         for value in positions.values():
             value[0] %= drawn.tokens
         return positions
@@ -125,7 +127,11 @@ def _decoder_inputs(drawn: Drawn, base: ModelConfig, random: Random) -> Inputs:
     """What the decoder behind an encoder reads; nothing where it begins by itself, to generate."""
     if drawn.question == "generate":
         return {}
-    way, shape, found = drawn.inputs.get("decoder", DECODER_READS[0]), (drawn.batch, drawn.decoder_tokens), Inputs()
+    way, shape, found = (
+        drawn.inputs.get("decoder", DECODER_READS[0]),
+        (drawn.batch, drawn.decoder_tokens),
+        Inputs(),
+    )
     if way in ("labels", "both"):
         found["labels"] = some(random, random.integers(0, base.vocab_size, shape))
     if way in ("decoder_input_ids", "both"):
@@ -157,5 +163,3 @@ def _attention(drawn: Drawn, base: ModelConfig, random: Random) -> Inputs:
         visible = visible & (seen[:, None, :] | (key == query))
     inputs["visible"] = numpy.ascontiguousarray(visible)
     return inputs
-
-

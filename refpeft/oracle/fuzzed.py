@@ -99,7 +99,11 @@ def _results(port: Port, cases: list[CaseResult], vectors: list[Vector], evidenc
 def _example(drawn: Drawn, vector: Vector, search: Search) -> Example:
     from refpeft.transformer.config import ModelConfig
 
-    model = loaded_base(vector.model_directory).config if vector.model_directory else ModelConfig.from_dict(drawn.model)
+    model = (
+        loaded_base(vector.model_directory).config
+        if vector.model_directory
+        else ModelConfig.from_dict(drawn.model)
+    )
     return Example(
         vector.case.id,
         drawn.family,

@@ -70,6 +70,7 @@ class Search:
     """Why it ended before it was done."""
     smallest: str = ""
     """The key of the wrong answer that hypothesis ended with."""
+    _sizes: dict[str, int] = field(default_factory=dict)
     _right: set[str] = field(default_factory=set)
     _repeated: set[tuple[str, str]] = field(default_factory=set)
     _seq: int = 0
@@ -86,7 +87,7 @@ class Search:
             return None
         if self.smallest:
             return self.wrong[self.smallest]
-        return min(self.wrong.values(), key=lambda pair: size_of(pair[1].vector))
+        return self.wrong[min(self.wrong, key=self._sizes.__getitem__)]
 
     def evidence(self) -> Evidence:
         """The smallest wrong answer, and some of those found first, for a diagnosis."""
@@ -118,7 +119,9 @@ class Search:
         @hypothesis.given(strategy)
         def disagreements(drawn: Drawn) -> None:
             if not self._is_right(drawn):
-                raise _Disagreement(drawn.key)  # always here: hypothesis knows one failure from another by its line
+                raise _Disagreement(
+                    drawn.key
+                )  # always here: hypothesis knows one failure from another by its line
 
         try:
             disagreements()
@@ -146,7 +149,7 @@ class Search:
             drawing.discard(vector)
             return True
         self.first_at = self.first_at or self.examples
-        self.wrong[drawn.key] = (drawn, asked)
+        self.wrong[drawn.key], self._sizes[drawn.key] = (drawn, asked), size_of(vector)
         if asked.silent:
             raise _Over("a time-out")
         return False
@@ -233,5 +236,9 @@ def try_kept(
         for result in judge(port, selection, work / f"kept-{number}", None, evidence=evidence):
             if result.verdict == "CONFORMS":
                 shutil.rmtree(directory, ignore_errors=True)
-            kept = msgspec.structs.replace(result, reproduce=str(directory)) if result.verdict not in RIGHT else result
+            kept = (
+                msgspec.structs.replace(result, reproduce=str(directory))
+                if result.verdict not in RIGHT
+                else result
+            )
             yield Kept(str(directory), kept), vector

@@ -78,8 +78,9 @@ def _grouped(draw: Draw, *, own_width: bool = True, activation: str = "hidden_ac
         "num_hidden_layers": draw(LAYERS),
         "intermediate_size": draw(INNER),
         "max_position_embeddings": draw(st.sampled_from([16, 64])),
-        activation: draw(ACTIVATION),
-        **sometimes(draw, rms_norm_eps=NORM_EPSILONS, tie_word_embeddings=st.booleans()),
+        **sometimes(
+            draw, rms_norm_eps=NORM_EPSILONS, tie_word_embeddings=st.booleans(), **{activation: ACTIVATION}
+        ),
     }
     return config, head_dim
 
@@ -99,9 +100,9 @@ def _gpt2(draw: Draw, needed: int) -> Config:
         "n_layer": draw(LAYERS),
         "n_head": heads,
         "n_positions": needed,
-        "activation_function": draw(ACTIVATION),
         **sometimes(
             draw,
+            activation_function=ACTIVATION,
             n_inner=INNER,
             scale_attn_weights=st.booleans(),
             tie_word_embeddings=st.booleans(),
@@ -410,5 +411,3 @@ def draw_config(draw: Draw, family: str, needed: int, task_type: str) -> Config:
     elif family in ENCODERS and task_type == "QUESTION_ANS":
         config |= {"num_labels": 2}
     return config
-
-

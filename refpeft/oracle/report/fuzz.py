@@ -12,7 +12,9 @@ from refpeft.oracle.report.terminal import render as render_run
 
 def render(fuzzed: Fuzzed) -> RenderableType:
     """Everything about a search."""
-    parts: list[RenderableType] = [Text(f"kept failure, conforms now, removed: {path}") for path in fuzzed.mended]
+    parts: list[RenderableType] = [
+        Text(f"kept failure, conforms now, removed: {path}") for path in fuzzed.mended
+    ]
     if fuzzed.found is not None:
         parts.append(render_run(fuzzed.found))
     return Group(*parts, _verdict(fuzzed))
@@ -27,7 +29,9 @@ def _verdict(fuzzed: Fuzzed) -> Text:
     if fuzzed.example is not None:
         text.append("DISAGREES", "bold red").append(f"  {_found(fuzzed)}")
     elif fuzzed.counts.get("CONFORMS"):
-        text.append("NO DISAGREEMENT", "bold green").append(f"  {_asked(fuzzed)}: that proves nothing about others")
+        text.append("NO DISAGREEMENT", "bold green").append(
+            f"  {_asked(fuzzed)}: that proves nothing about others"
+        )
     else:
         text.append("INCONCLUSIVE", "bold yellow").append(f"  {_asked(fuzzed)}; no question was decided")
     if fuzzed.ended:
@@ -53,6 +57,4 @@ def _found(fuzzed: Fuzzed) -> str:
         f"batch {small.batch}",
         counted(small.tokens, "token"),
     ]
-    return (
-        f"first at drawn question {small.first_at}, shrunk with {small.asked_to_shrink} more to {small.family}: {', '.join(sizes)}"
-    )
+    return f"first at drawn question {small.first_at}, shrunk with {small.asked_to_shrink} more to {small.family}: {', '.join(sizes)}"
