@@ -28,6 +28,7 @@ REPLAYING = (
     "identities",
     "oracle",
     "ports",
+    "testing",
     "test_every_family",
     "test_generation",
     "test_live",

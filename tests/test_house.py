@@ -187,6 +187,7 @@ LONG = {
     "refpeft.oracle.lint": 370,  # a rule for each clause of vectors.md
     "refpeft.oracle.own": 410,  # questions about a model that no golden case knows, for every task
     "refpeft.oracle.questions": 380,  # every question side by side
+    "refpeft.testing.families": 420,  # how each of nineteen architectures is drawn, side by side
     "refpeft.transformer.weights": 380,  # HF's files of every family
     "refpeft.tasks": 390,  # the flow of all task types side by side: what they share is not told twice
     "refpeft.transformer.config": 410,  # every choice documented under itself

@@ -16,6 +16,7 @@ import click
 from refpeft.cli.check import check
 from refpeft.cli.common import CANNOT_WRITE
 from refpeft.cli.files import export, init, judge
+from refpeft.cli.fuzz import fuzz
 from refpeft.cli.look import explain, list_, smoke
 from refpeft.cli.own import answer, inspect
 
@@ -50,6 +51,7 @@ def main() -> None:
       refpeft check                  judge refpeft itself against HF peft's golden vectors
       refpeft check -- ./my_port     judge a program that speaks the protocol (specs/protocol.md)
       refpeft check module:object    judge a Python object
+      refpeft fuzz -- ./my_port      search for a question that it answers wrongly, and shrink it
       refpeft smoke -- ./my_port     does it speak the protocol at all? values are not judged
       refpeft init python            write the beginning of a port: it speaks the protocol, and one answer conforms
       refpeft export DIRECTORY       questions as files; `refpeft judge DIRECTORY` judges what a port answers there
@@ -59,5 +61,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a console that lacks a sign must not end the run
 
 
-for _command in (check, list_, explain, smoke, answer, inspect, export, judge, init):
+for _command in (check, fuzz, list_, explain, smoke, answer, inspect, export, judge, init):
     main.add_command(_command)

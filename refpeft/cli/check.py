@@ -23,6 +23,7 @@ from refpeft.cli.common import (
     select,
     selecting,
     several,
+    shard_option,
     tell_strays,
     timeout_option,
 )
@@ -44,6 +45,7 @@ from refpeft.cli.own import select_own
 )
 @click.option("--last-failed", is_flag=True, help="Only the cases that failed in the last run here.")
 @click.option("-x", "--fail-fast", is_flag=True, help="Stop at the first failure.")
+@shard_option
 @timeout_option
 @click.option(
     "-j",
@@ -75,6 +77,7 @@ def check(
     profiles: tuple[str, ...],
     last_failed: bool,
     fail_fast: bool,
+    shard: tuple[int, int],
     timeout: float | None,
     jobs: int,
     validate: bool,
@@ -101,9 +104,11 @@ def check(
         vectors = select_own((base, adapter, inputs), (patterns, levels, methods), golden, last_failed)
     else:
         vectors = select(golden, patterns, levels, methods, failed_before() if last_failed else None)
+    (part, parts), wanted = shard, len(vectors)
+    vectors = vectors[part - 1 :: parts]
     end_on_signals()
     reached, jobs = several(reach(port, timeout, validate), jobs)
-    partial = bool(golden or patterns or levels or methods or last_failed)
+    partial = bool(golden or patterns or levels or methods or last_failed or len(vectors) < wanted)
     try:
         selection = plan(reached, vectors, profiles, partial)
         if failures is None and not selection.partial and not fail_fast:

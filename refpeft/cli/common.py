@@ -79,6 +79,23 @@ timeout_option = click.option(
 )
 
 
+def _parts(ctx: click.Context, parameter: click.Parameter, given: str) -> tuple[int, int]:
+    """K/N as two whole numbers."""
+    part, slash, parts = given.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise click.BadParameter(f"{given!r} is not K/N, the K-th of N parts, such as 2/4.")
+    return int(part), int(parts)
+
+
+shard_option = click.option(
+    "--shard",
+    callback=_parts,
+    default="1/1",
+    metavar="K/N",
+    help="The K-th of N parts of the work, for several machines side by side.",
+)
+
+
 def select(
     golden: Path | None,
     patterns: Sequence[str],
@@ -204,10 +221,11 @@ def plan(port: Port, vectors: list[Vector], profiles: Sequence[str], partial: bo
     """What is to be asked: the cases in the profiles that are wanted and declared."""
     from refpeft.oracle.budget import PROFILES as ALL
     from refpeft.oracle.judge import Selection
+    from refpeft.oracle.vectors import OWN
 
     declared = port.abilities.profiles
     narrow = [name for name in profiles or declared if ALL[name].simulated]
-    if any(vector.truth == "refpeft" for vector in vectors) and narrow:
+    if any(vector.case.id.startswith(OWN) for vector in vectors) and narrow:
         wide = [name for name in declared if not ALL[name].simulated]
         if profiles or not wide:
             raise click.UsageError(

@@ -20,6 +20,7 @@ from refpeft.oracle.compare import PRODUCTS, compare
 from refpeft.oracle.documents import read_adapter
 from refpeft.oracle.floors import floors, floors_of_stages
 from refpeft.oracle.judge import Asked
+from refpeft.oracle.own import OwnVector
 from refpeft.oracle.validity import Validity
 from refpeft.oracle.vectors import Tensor
 
@@ -39,7 +40,7 @@ class Evidence:
     def take(self, asked: Asked) -> None:
         """Keep what a diagnosis can use of one question's answer, while its file is there."""
         case, profile = asked.vector.case, asked.profile
-        if asked.vector.truth != "HF":
+        if isinstance(asked.vector, OwnVector):
             return
         if asked.verdict == "CONFORMS":
             self.conforming.append((case.id, profile.name))

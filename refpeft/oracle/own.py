@@ -23,7 +23,7 @@ from refpeft.errors import InputError
 from refpeft.files import read_json_object
 from refpeft.oracle import names, questions
 from refpeft.oracle.questions import GRADIENTS, PARAMETERS, PREFIX, PROMPT, Arithmetic, Ask
-from refpeft.oracle.stage_names import stage_names
+from refpeft.oracle.stage_names import kind_of, stage_names
 from refpeft.oracle.vectors import DIALECT, FORMAT, OWN, Case, Tensor, Vector
 from refpeft.prompt_embedding import EMBEDDING
 from refpeft.stored import Stored
@@ -92,8 +92,6 @@ class OwnVector(Vector):
     model: OwnModel
     command: str = ""
     """What asks the questions again, as far as the port: for people."""
-
-    truth = "refpeft"
 
     @property
     def model_directory(self) -> Path | None:
@@ -378,8 +376,7 @@ def _tensors(model: OwnModel, question: str, text: Text) -> dict[str, Tensor]:
             continue
         if question == "prefix.encode" and not name.startswith("prefix."):
             continue
-        scaled = name == "inputs.embeddings" and config.embedding_scale != 1.0
-        kind = "composite" if model.wide and is_real else "elementary" if scaled else step.kind
+        kind = "composite" if model.wide and is_real else kind_of(name, step.kind, config)
         found[name] = Tensor(kind, list(step.axes))
     if question == "gradients":
         table = ["virtual", "prefix_width" if model.method == PREFIX else "embedding"]

@@ -63,7 +63,7 @@ def judge(
         seq = len(planned) + place + 1
         again = ask_one(port, asked.vector, asked.profile, work / str(seq), seq, handed_out, localise=False)
         with ONE_AT_A_TIME:
-            return _compared_twice(asked, again)
+            return compared_twice(asked, again)
 
     with closing(in_turn(first, range(len(planned)), jobs, getattr(port, "kill", port.close))) as asking:
         for place, asked in enumerate(asking):
@@ -82,7 +82,7 @@ def judge(
                 return
 
 
-def _compared_twice(asked: Asked, again: Asked) -> Asked:
+def compared_twice(asked: Asked, again: Asked) -> Asked:
     """A question asked a second time: NONDETERMINISTIC unless both answers are one answer (JG-10)."""
     silent = again.silent or asked.silent
     ended = ended_differently(asked.reply, again.reply)

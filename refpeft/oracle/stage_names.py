@@ -10,6 +10,7 @@ import numpy
 
 from refpeft import fitting, peft_model
 from refpeft.config import PrefixTuningConfig, PromptTuningConfig
+from refpeft.oracle.vectors import Kind
 from refpeft.steps import recording
 from refpeft.transformer.config import ModelConfig
 from refpeft.transformer.weights import BaseModel, parameter_shapes
@@ -72,3 +73,15 @@ def _input(name: str, task_type: str, *, prefix: bool) -> Any:
         return numpy.zeros((1, 1))
     long = name == "labels" and task_type == "TOKEN_CLS" and not prefix
     return numpy.zeros((1, TOKENS + (VIRTUAL if long else 0)), numpy.int64)
+
+
+def kind_of(name: str, kind: Kind, config: ModelConfig) -> Kind:
+    """How a stage is compared (JG-2): as its step says, but for embeddings that no port has without rounding.
+
+    Where rows of the token table are multiplied, they are no copies any more; and where they are multiplied or projected, what
+    positions are added to is rounded already, and may nearly cancel them.
+    """
+    if name == "inputs.embeddings":
+        return kind if config.embedding_scale == 1.0 else "elementary"
+    plain = config.embedding_scale == 1.0 and config.embedding_width == config.hidden_size
+    return "composite" if name in ("encoder.embeddings", "decoder.embeddings") and not plain else kind

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy
@@ -37,7 +37,10 @@ class ForcedVector(Vector):
 
     base: Path | None = None
 
-    truth = "refpeft"
+    @property
+    def truth(self) -> Literal["HF", "refpeft"]:
+        """The expected values are computed here."""
+        return "refpeft"
 
     @property
     def model_directory(self) -> Path | None:

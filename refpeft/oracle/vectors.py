@@ -36,6 +36,8 @@ PLAIN_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-
 """What an id or another path in case.json looks like: it leads downwards, and means nothing to a shell or a terminal."""
 OWN = "own/"
 """How the ids of questions about a user's own model begin; they are asked by `refpeft check --base`."""
+DRAWN = "fuzz/"
+"""How the ids of questions begin that `refpeft fuzz` draws."""
 LONGEST_NAME = 200
 """Characters of an id, and of a title."""
 LARGEST_FILE = 2**28
@@ -117,8 +119,10 @@ class Vector:
     case: Case
     directory: Path
 
-    truth = "HF"
-    """Whose values are expected."""
+    @property
+    def truth(self) -> Literal["HF", "refpeft"]:
+        """Whose values are expected: refpeft's own where nothing but refpeft answered."""
+        return "refpeft" if set(self.case.versions) == {"refpeft"} else "HF"
 
     @functools.cached_property
     def inputs(self) -> dict[str, NDArray[Any]]:

@@ -18,6 +18,7 @@ from refpeft.oracle.questions import LEVELS
 from refpeft.oracle.report.looks import blind_spots, counted, finding_text
 from refpeft.oracle.rounded import FORMATS
 from refpeft.oracle.trajectory import TRAINED
+from refpeft.oracle.vectors import DRAWN
 
 BLOCKS = 6
 """How many kinds of failure are shown in full; the rest are counted."""
@@ -71,7 +72,9 @@ def _header(results: Results) -> Text:
     port = results.implementation
     by = f"HF peft: {results.dialect}, refpeft {results.refpeft}"
     if results.expected_from == "refpeft":
-        by = f"refpeft {results.refpeft} on your model (expected values are refpeft's own, after {results.dialect})"
+        drawn = bool(results.cases) and all(case.case.startswith(DRAWN) for case in results.cases)
+        on = "drawn models" if drawn else "your model"
+        by = f"refpeft {results.refpeft} on {on} (expected values are refpeft's own, after {results.dialect})"
     return Text.assemble(
         (f"{port.name} {port.version}".rstrip(), "bold"), f" ({port.language}) against {by}\n"
     )

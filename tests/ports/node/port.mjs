@@ -7,7 +7,7 @@
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beamSearch, greedy, readOptions } from "./generate.mjs";
-import { Gpt2, GPT2_DEFAULTS, affine, build, map, readSafetensors, transpose, writeSafetensors } from "./gpt2.mjs";
+import { Gpt2, GPT2_DEFAULTS, Unwritten, affine, build, map, readSafetensors, transpose, writeSafetensors } from "./gpt2.mjs";
 
 // ---------------------------------------------------------------------------------------------------- configuration
 
@@ -480,6 +480,7 @@ function respond(line) {
     if (message.cmd === "run") return { seq: message.seq, ...run(message) };
     throw new Error(`unknown command: ${message.cmd}`);
   } catch (error) {
+    if (error instanceof Unwritten) return { seq: message.seq, skipped: { message: error.message } };
     return { seq: message?.seq ?? -1, errored: { message: String(error.message), traceback: String(error.stack) } };
   }
 }
