@@ -12,7 +12,7 @@ from refpeft.oracle.judge import Results
 def finding_text(finding: Finding, failed: int) -> Text:
     """What some failures look like, in honest words."""
     lines = Text("\n≈ ", "bold magenta")
-    lines.append(_looks_like(finding, failed), "bold magenta")
+    lines.append(looks_like(finding, failed), "bold magenta")
     if finding.kind == "arithmetic":
         about = f"about {finding.bits:g} significant bits are right; " if finding.bits is not None else ""
         lines.append(
@@ -33,7 +33,7 @@ def finding_text(finding: Finding, failed: int) -> Text:
     return lines
 
 
-def _looks_like(finding: Finding, failed: int) -> str:
+def looks_like(finding: Finding, failed: int) -> str:
     """What it is, of how many failing cases; of how many, if not all of them were looked at."""
     some = f" looked at ({failed} fail)" if finding.looked_at < failed else ""
     count = f"{len(finding.cases)} of {counted(finding.looked_at, 'failing case')}{some}"

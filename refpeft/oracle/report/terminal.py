@@ -53,9 +53,9 @@ def progress_bar(console: Console, total: int) -> Iterator[Progress]:
 def render(results: Results) -> RenderableType:
     """Everything about a run, for people."""
     failed = [case for case in results.cases if case.verdict not in ("CONFORMS", "SKIPPED")]
-    groups = _grouped(failed)
-    projected = _projected_alone(results.cases)
-    blocks = [_block(group, results.expected_from, projected) for group in groups[:BLOCKS]]
+    groups = grouped(failed)
+    projected = projected_alone(results.cases)
+    blocks = [block(group, results.expected_from, projected) for group in groups[:BLOCKS]]
     if len(groups) > BLOCKS:
         blocks.append(
             Text(f"… and {len(groups) - BLOCKS} more kinds of failure; --format json has them all\n")
@@ -63,7 +63,7 @@ def render(results: Results) -> RenderableType:
     levels, skipped = _levels(results), _skipped(results.cases)
     looks = [finding_text(finding, len(failed)) for finding in results.diagnosis]
     return Group(
-        _header(results), *levels, *blocks, *looks, *skipped, *blind_spots(results), _verdict(results)
+        _header(results), *levels, *blocks, *looks, *skipped, *blind_spots(results), verdict_line(results)
     )
 
 
@@ -105,7 +105,7 @@ def _table(results: Results, levels: Sequence[str]) -> Table:
     return table
 
 
-def _grouped(failed: Sequence[CaseResult]) -> list[list[CaseResult]]:
+def grouped(failed: Sequence[CaseResult]) -> list[list[CaseResult]]:
     """Failures that begin alike, together: by verdict, first difference, a layer's number aside, and kind of failure."""
     groups: dict[tuple[str, ...], list[CaseResult]] = {}
     for case in failed:
@@ -115,12 +115,17 @@ def _grouped(failed: Sequence[CaseResult]) -> list[list[CaseResult]]:
     return list(groups.values())
 
 
+def short(case: CaseResult) -> str:
+    """A case's id without the dialect."""
+    return case.case.partition("/")[2] or case.case
+
+
 def _alike(text: str) -> str:
     """What messages have in common that differ only in numbers and temporary paths."""
     return re.sub(r"\d+", "#", re.sub(r"\S*refpeft-\S*", "…", text))
 
 
-def _projected_alone(cases: Sequence[CaseResult]) -> bool:
+def projected_alone(cases: Sequence[CaseResult]) -> bool:
     """Whether prefixes differ where there is a projection, and only there."""
     encoded = [case for case in cases if case.question == "prefix.encode" and case.verdict != "SKIPPED"]
     wrong = [case for case in encoded if case.verdict != "CONFORMS"]
@@ -128,12 +133,13 @@ def _projected_alone(cases: Sequence[CaseResult]) -> bool:
     return alike and bool(wrong) and all(case.projection for case in wrong)
 
 
-def _block(group: Sequence[CaseResult], expected_from: str, projected: bool) -> Text:
+def block(group: Sequence[CaseResult], expected_from: str, projected: bool) -> Text:
+    """Failures that begin alike: the simplest of them in full, the others counted."""
     case = min(
         group, key=lambda c: c.first is not None and not c.first.golden
     )  # the first is the simplest question
     lines = Text("\n")
-    lines.append(f"✗ {case.case.split('/', 1)[1]}", "bold red")
+    lines.append(f"✗ {short(case)}", "bold red")
     lines.append(f"  {case.profile}  {case.verdict}\n")
     clause = PROTOCOL.get(case.verdict)
     if case.first is None:
@@ -141,11 +147,11 @@ def _block(group: Sequence[CaseResult], expected_from: str, projected: bool) -> 
         if case.detail:
             lines.append("    " + case.detail.replace("\n", "\n    ") + "\n", "dim")
     else:
-        clause, advice = _where_to_look(case, case.first, projected)
+        clause, advice = where_to_look(case, case.first, projected)
         _append_difference(lines, case, clause, advice, expected_from)
     if len(group) > 1:
         rest = [c for c in group if c is not case]
-        others = ", ".join(f"{c.case.split('/', 1)[1]} ({c.profile})" for c in rest[:3])
+        others = ", ".join(f"{short(c)} ({c.profile})" for c in rest[:3])
         lines.append(f"  and {len(group) - 1} more that begin so: {others}{' …' if len(group) > 4 else ''}\n")
     lines.append(f"  → refpeft explain {clause or case.case}\n", "cyan")
     if case.reproduce:
@@ -182,7 +188,7 @@ def _append_difference(
         lines.append(f"    in HF: {first.source}\n", "dim")
 
 
-def _where_to_look(case: CaseResult, first: Difference, projected: bool) -> tuple[str, list[str]]:
+def where_to_look(case: CaseResult, first: Difference, projected: bool) -> tuple[str, list[str]]:
     """The clause to read, and what to answer besides to see where the difference begins."""
     answered = {difference.name for difference in case.differences}
     if case.verdict != "NONCONFORMING" or first.failure in ("missing", "shape"):
@@ -254,12 +260,13 @@ def _skipped(cases: Sequence[CaseResult]) -> list[RenderableType]:
     return [*lines, Text(unwritten, "yellow")] if unwritten else lines
 
 
-def _verdict(results: Results) -> Text:
+def verdict_line(results: Results) -> Text:
+    """What the run amounts to, in one line."""
     summary = results.summary
     good = summary.counts.get("CONFORMS", 0)
     text = Text("\n")
     text.append(summary.verdict, _STYLE[summary.verdict])
-    text.append(f"  {_said(summary, results.expected_from)}: {good} of {_asked(results)}")
+    text.append(f"  {said_of(summary, results.expected_from)}: {good} of {_asked(results)}")
     if summary.float64_exact:
         text.append("; ")
         text.append("float64-exact", "green")
@@ -278,7 +285,7 @@ def _verdict(results: Results) -> Text:
     return text
 
 
-def _said(summary: Summary, expected_from: str) -> str:
+def said_of(summary: Summary, expected_from: str) -> str:
     """The verdict in words; of a failure no more than what happened."""
     if summary.verdict == "CONFORMS":
         return f"every answer agrees with {expected_from}"

@@ -1,0 +1,149 @@
+"""`refpeft report`, and the options of `refpeft check` that write reports."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refpeft.cli.common import CANNOT_WRITE
+
+if TYPE_CHECKING:
+    from refpeft.oracle.judge import Results
+
+KINDS = ("markdown", "junit", "badge", "json", "pretty")
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What is made of a run's results besides what is printed."""
+
+    files: tuple[tuple[str, Path], ...]
+    """Kinds and paths of reports."""
+    command: list[str]
+    """What was typed."""
+
+    def completed(self, results: Results) -> Results:
+        """With what the command line knows of the run."""
+        import msgspec
+
+        return msgspec.structs.replace(results, command=self.command)
+
+    def write(self, results: Results) -> None:
+        """Write each report, whole or not at all; ends with CANNOT_WRITE if one cannot be written."""
+        from refpeft.oracle.report.kinds import make
+
+        for kind, path in self.files:
+            put(path, make(results, kind))
+
+
+def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that write reports; the command gets them as `reports`."""
+
+    @functools.wraps(command)
+    def run(*args: Any, report: tuple[str, ...], **options: Any) -> Any:
+        from refpeft.errors import RefpeftError
+        from refpeft.oracle.report.kinds import of_file
+
+        try:
+            files = tuple(of_file(each) for each in report)
+        except RefpeftError as error:
+            raise click.UsageError(str(error)) from None
+        for _, path in files:
+            require_place(path)
+        return command(*args, reports=Reports(files, typed(click.get_current_context())), **options)
+
+    option = click.option(
+        "--report",
+        multiple=True,
+        metavar="FILE",
+        help="Write a report too: FILE.md, .xml (JUnit), .json (results), .txt, badge.json; or KIND:FILE. Repeatable.",
+    )
+    return option(run)
+
+
+def require_place(path: Path) -> None:
+    """A usage error, before anything is asked, where a file cannot be."""
+    if path.is_dir():
+        raise click.UsageError(f"'{path}' is a directory; give the name of a file.")
+    if not path.absolute().parent.is_dir():
+        raise click.UsageError(
+            f"'{path}' cannot be written: there is no directory '{path.parent}'. Make it first."
+        )
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; ends with CANNOT_WRITE if that cannot be done."""
+    from refpeft.files import write_atomically
+
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        click.echo(f"Error: can't write '{path}': {error.strerror}.", err=True)
+        sys.exit(CANNOT_WRITE)
+
+
+DECIDING = (
+    *("patterns", "levels", "methods", "golden", "base", "adapter", "inputs", "profiles"),
+    *("last_failed", "fail_fast", "timeout", "jobs", "validate"),
+)
+"""The options that decide what is asked, and how."""
+
+
+def typed(context: click.Context) -> list[str]:
+    """The command line, as far as it decides what is asked."""
+
+    def options() -> Iterator[str]:
+        for option in context.command.params:
+            value = context.params.get(option.name or "")
+            if option.name not in DECIDING or value in (None, (), False) or value == option.default:
+                continue
+            for each in value if isinstance(value, tuple) else (value,):
+                yield option.opts[-1]
+                if value is not True:
+                    yield str(each)
+
+    port = [*context.params.get("port", ())]
+    directory = context.params.get("directory")
+    rest = ["--", *port] if port else [str(directory)] if directory else []
+    return ["refpeft", context.command.name or "", *options(), *rest]
+
+
+def read(path: Path) -> Results:
+    """A results document; a usage error if the file holds none."""
+    from refpeft.errors import RefpeftError
+    from refpeft.oracle.results import read_results
+
+    try:
+        return read_results(path)
+    except RefpeftError as error:
+        raise click.UsageError(str(error)) from None
+
+
+@click.command(short_help="Make a report of a run's results.")
+@click.option(
+    "--format", "form", type=click.Choice(KINDS), default="pretty", show_default=True, help="Which."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The file [default: standard output].",
+)
+@click.argument("results", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def report(form: str, output: Path | None, results: Path) -> None:
+    """Make a report of RESULTS, a file that `refpeft check --report FILE.json` wrote."""
+    from refpeft.oracle.report.kinds import make
+
+    made = make(read(results), form)
+    if output is None:
+        click.echo(made, nl=False)
+        return
+    require_place(output)
+    put(output, made)
