@@ -50,7 +50,7 @@ def written(made: Any, name: str = "r.json") -> str:
 
 
 def test_check_writes_reports_and_prints_what_it_always_prints() -> None:
-    files = ("r.json", "r.md", "r.xml", "badge.json", "junit:other")
+    files = ("r.json", "r.html", "r.md", "r.xml", "badge.json", "junit:other")
     options = [option for file in files for option in ("--report", file)]
     result = run("check", *FEW, *options, MUTANT, status=common.DIFFERS)
     document = read_results(Path("r.json"))
@@ -66,7 +66,13 @@ def test_check_writes_reports_and_prints_what_it_always_prints() -> None:
         MUTANT,
     ]
     assert document.cases[1].excerpts[0].name == "prefix.layers.0.key"
-    for name, kind in (("r.md", "markdown"), ("r.xml", "junit"), ("badge.json", "badge"), ("other", "junit")):
+    for name, kind in (
+        ("r.html", "html"),
+        ("r.md", "markdown"),
+        ("r.xml", "junit"),
+        ("badge.json", "badge"),
+        ("other", "junit"),
+    ):
         assert Path(name).read_bytes() == make(document, kind)
     assert sorted(path.name for path in Path().iterdir()) == sorted(
         [".refpeft", *(f.partition(":")[2] or f for f in files)]
@@ -129,7 +135,7 @@ def test_a_report_that_cannot_be_written_ends_with_a_status_of_its_own(
     assert Path("r.md").read_text() == "old"
 
 
-@pytest.mark.parametrize("kind", ["markdown", "junit", "badge", "json", "pretty"])
+@pytest.mark.parametrize("kind", ["html", "markdown", "junit", "badge", "json", "pretty"])
 def test_a_report_of_saved_results(kind: str) -> None:
     made = results(case(), wrong())
     name = written(made)

@@ -16,7 +16,7 @@ from refpeft.cli.common import CANNOT_WRITE
 if TYPE_CHECKING:
     from refpeft.oracle.judge import Results
 
-KINDS = ("markdown", "junit", "badge", "json", "pretty")
+KINDS = ("html", "markdown", "junit", "badge", "json", "pretty")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
         "--report",
         multiple=True,
         metavar="FILE",
-        help="Write a report too: FILE.md, .xml (JUnit), .json (results), .txt, badge.json; or KIND:FILE. Repeatable.",
+        help="Write a report too: FILE.html, .md, .xml (JUnit), .json (results), .txt, badge.json; or KIND:FILE. Repeatable.",
     )
     return option(run)
 
@@ -90,7 +90,7 @@ def put(path: Path, data: bytes) -> None:
 
 DECIDING = (
     *("patterns", "levels", "methods", "golden", "base", "adapter", "inputs", "profiles"),
-    *("last_failed", "fail_fast", "timeout", "jobs", "validate"),
+    *("last_failed", "fail_fast", "timeout", "validate"),
 )
 """The options that decide what is asked, and how."""
 

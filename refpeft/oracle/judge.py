@@ -23,7 +23,7 @@ from refpeft.oracle import questions
 from refpeft.oracle.answer_files import fresh_directory
 from refpeft.oracle.budget import Floor, Profile
 from refpeft.oracle.cases import ask_of, can_answer, damage_is_told, stages_of
-from refpeft.oracle.claims import Finding, cut_short, is_projected, why_partial
+from refpeft.oracle.claims import Finding, Known, cut_short, is_projected, why_partial
 from refpeft.oracle.compare import UNDECIDED, Difference, compare, first_difference, missing
 from refpeft.oracle.documents import compare_document, read_adapter
 from refpeft.oracle.excerpts import Excerpt
@@ -68,6 +68,8 @@ class CaseResult(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
     """The prefix comes out of an MLP (PX-2)."""
     excerpts: list[Excerpt] = []
     """Numbers of the first difference, and of the attention weights, for pictures; of a run's first failures."""
+    expected: Known | None = None
+    """Somebody said beforehand that this would fail."""
 
 
 class Summary(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -85,6 +87,10 @@ class Summary(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     """Of those asked twice, how many got two answers that differ by less than the budget."""
     partial_because: str = ""
     """Why a run is partial, in words."""
+    expected_failures: int = 0
+    """Failures that were said beforehand; they are among the counts, and the verdict is about the others."""
+    unexpected_passes: list[str] = []
+    """What conforms though it was said to fail, as `case (profile)`."""
 
 
 class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

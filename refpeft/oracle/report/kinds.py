@@ -34,6 +34,12 @@ def make(results: Results, kind: str) -> bytes:
     return KINDS[kind](results)
 
 
+def _html(results: Results) -> bytes:
+    from refpeft.oracle.report.page import page
+
+    return page(results).encode()
+
+
 def _markdown(results: Results) -> bytes:
     from refpeft.oracle.report.markdown import markdown
 
@@ -69,6 +75,7 @@ def _pretty(results: Results) -> bytes:
 
 
 KINDS: dict[str, Callable[[Results], bytes]] = {
+    "html": _html,
     "markdown": _markdown,
     "junit": _junit,
     "badge": _badge,
@@ -76,5 +83,5 @@ KINDS: dict[str, Callable[[Results], bytes]] = {
     "pretty": _pretty,
 }
 """What makes each."""
-ENDINGS = {".md": "markdown", ".xml": "junit", ".json": "json", ".txt": "pretty"}
+ENDINGS = {".html": "html", ".md": "markdown", ".xml": "junit", ".json": "json", ".txt": "pretty"}
 """What the end of a file's name asks for."""

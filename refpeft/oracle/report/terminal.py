@@ -176,7 +176,7 @@ def _append_difference(
         lines.append(f"    {first.worst}\n")
     if first.hint:
         lines.append(f"    {first.hint}\n", "bold")
-    for line in (_before(case), *advice):
+    for line in (before(case), *advice):
         lines.append(f"    {line}\n" if line else "")
     if not first.golden and expected_from == "refpeft":
         lines.append("    compared with refpeft's own value, on your model\n", "dim")
@@ -233,14 +233,14 @@ def _agreeing(case: CaseResult) -> list[Difference]:
     return case.differences[: names.index(case.first.name)] if case.first and case.first.name in names else []
 
 
-def _before(case: CaseResult) -> str:
+def before(case: CaseResult) -> str:
     """How well everything before the first difference agrees."""
-    before = _agreeing(case)
-    if not before:
+    earlier = _agreeing(case)
+    if not earlier:
         return ""
-    bits = [d.bits for d in before if d.bits is not None]
+    bits = [d.bits for d in earlier if d.bits is not None]
     agreement = f"to {min(bits):g} bits or better" if bits else "exactly"
-    tensors = f"{len(before)} tensors agree" if len(before) > 1 else "1 tensor agrees"
+    tensors = f"{len(earlier)} tensors agree" if len(earlier) > 1 else "1 tensor agrees"
     return f"before it, {tensors} {agreement}"
 
 

@@ -14,6 +14,7 @@ from refpeft.oracle.report.kinds import KINDS, make, of_file
 @pytest.mark.parametrize(
     ("text", "kind", "path"),
     [
+        ("a/r.html", "html", "a/r.html"),
         ("summary.MD", "markdown", "summary.MD"),
         ("junit.xml", "junit", "junit.xml"),
         ("r.json", "json", "r.json"),
@@ -28,13 +29,13 @@ def test_a_file_says_its_kind(text: str, kind: str, path: str) -> None:
     assert of_file(text) == (kind, Path(path))
 
 
-@pytest.mark.parametrize("text", ["r", "r.pdf", "pdf:r", "junit:"])
+@pytest.mark.parametrize("text", ["r", "r.pdf", "pdf:r", "html:"])
 def test_or_it_is_refused(text: str) -> None:
     with pytest.raises(RefpeftError) as caught:
         of_file(text)
     assert str(caught.value) == (
-        f"'{text}' does not say which report it shall be. Name it *.md, *.xml, *.json, *.txt or *badge.json, or "
-        "write KIND:FILE with a kind of markdown, junit, badge, json, pretty."
+        f"'{text}' does not say which report it shall be. Name it *.html, *.md, *.xml, *.json, *.txt or *badge.json, or "
+        "write KIND:FILE with a kind of html, markdown, junit, badge, json, pretty."
     )
 
 
