@@ -150,3 +150,75 @@ def test_what_holds_no_results_is_refused() -> None:
         "'r.json' holds no results of refpeft: Object missing required field `format`. Give a file that `refpeft check "
         "--report FILE.json` or `--format json` wrote."
     )
+
+
+# ---------------------------------------------------------------- two runs
+
+
+def test_two_runs_are_compared() -> None:
+    old, new = (
+        written(results(case(), wrong()), "old.json"),
+        written(results(wrong("a/b/c"), wrong()), "new.json"),
+    )
+    found = json.loads(run("diff", old, new, status=common.DIFFERS).stdout)
+    assert found == {
+        "newly_failing": ["peft-0.21.2/a/b/c (float32)"], "newly_passing": [],
+        "still_failing": ["peft-0.21.2/prefix_tuning/prefix_encode/odd-layers (float32)"],
+        "drift": [], "appeared": 1, "gone": 1, "partial": False,
+    }  # fmt: skip
+    assert json.loads(run("diff", old, old).stdout)["newly_failing"] == []
+    assert run("diff", old, old, "--format", "pretty").stdout == (
+        "still failing (1)\n  peft-0.21.2/prefix_tuning/prefix_encode/odd-layers (float32)\n\n"
+        "0 newly failing, 0 newly passing, 1 still failing\n"
+    )
+    Path("new.json").write_text("[]")
+    assert error("diff", old, new).startswith("'new.json' holds no results of refpeft:")
+
+
+def test_a_track_of_runs() -> None:
+    first = run("check", *FEW, "--track", "runs.jsonl", HONEST)
+    assert first.stderr == ""
+    second = run("check", *FEW, "--track", "runs.jsonl", MUTANT, status=common.DIFFERS)
+    assert second.stderr == (
+        "Note: since the last run in 'runs.jsonl': 1 newly failing, 0 newly passing, 0 still failing; a partial run is among "
+        "the two.\n"
+    )
+    lines = [json.loads(line) for line in Path("runs.jsonl").read_text().splitlines()]
+    assert [line["verdict"] for line in lines] == ["CONFORMS", "NONCONFORMING"]
+    Path("runs.jsonl").write_text("nonsense\n")
+    assert error("check", *FEW, "--track", "runs.jsonl", "no_such_module:port").startswith(
+        "'runs.jsonl' is no track of runs: its last line does not read:"
+    )
+    assert Path("runs.jsonl").read_text() == "nonsense\n"
+
+
+EXPECTED = """
+[[expected]]
+case = "prefix_tuning/prefix_encode/odd-*"
+reason = "heads are not split yet"
+"""
+
+
+def test_expected_failures_do_not_fail_a_run() -> None:
+    Path("known.toml").write_text(EXPECTED)
+    result = run("check", *FEW, "--expected-failures", "known.toml", MUTANT)
+    document = json.loads(result.stdout)
+    assert document["summary"]["verdict"] == "CONFORMS"
+    assert document["summary"]["expected_failures"] == 1
+    assert document["cases"][1]["verdict"] == "NONCONFORMING"
+    assert document["cases"][1]["expected"] == {"reason": "heads are not split yet"}
+    passing = json.loads(run("check", *FEW, "--expected-failures", "known.toml", HONEST).stdout)
+    assert passing["summary"]["unexpected_passes"] == [
+        "peft-0.21.2/prefix_tuning/prefix_encode/odd-layers (float32)"
+    ]
+    Path("known.toml").write_text(f"strict = true\n{EXPECTED}")
+    run("check", *FEW, "--expected-failures", "known.toml", HONEST, status=common.DIFFERS)
+    run("check", *FEW, "--expected-failures", "known.toml", MUTANT)
+
+
+def test_an_expected_failure_of_no_case_is_refused() -> None:
+    Path("known.toml").write_text(EXPECTED.replace("odd-*", "odd"))
+    assert error("check", "--expected-failures", "known.toml", "no_such_module:port") == (
+        "'known.toml', entry 1: no case matches 'prefix_tuning/prefix_encode/odd'; `refpeft list` shows all. Correct it, or "
+        "remove the entry."
+    )

@@ -1,19 +1,20 @@
-"""`refpeft report`, and the options of `refpeft check` that write reports."""
+"""`refpeft report` and `refpeft diff`, and the options of `refpeft check` that write reports."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from refpeft.cli.common import CANNOT_WRITE
+from refpeft.cli.common import CANNOT_WRITE, CONFORMS, DIFFERS, as_json, form_option
 
 if TYPE_CHECKING:
+    from refpeft.oracle.expected_failures import Expected
     from refpeft.oracle.judge import Results
 
 KINDS = ("html", "markdown", "junit", "badge", "json", "pretty")
@@ -27,15 +28,24 @@ class Reports:
     """Kinds and paths of reports."""
     command: list[str]
     """What was typed."""
+    track: Path | None
+    """A file of runs, to which this one is appended."""
+    expected: Expected | None
+    """Failures that are expected."""
 
     def completed(self, results: Results) -> Results:
         """With what the command line knows of the run."""
         import msgspec
 
-        return msgspec.structs.replace(results, command=self.command)
+        from refpeft.oracle.expected_failures import with_expected
+
+        results = msgspec.structs.replace(results, command=self.command)
+        return with_expected(results, self.expected) if self.expected else results
 
     def write(self, results: Results) -> None:
         """Write each report, whole or not at all; ends with CANNOT_WRITE if one cannot be written."""
+        if self.track:
+            append(self.track, results)
         from refpeft.oracle.report.kinds import make
 
         for kind, path in self.files:
@@ -46,25 +56,68 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that write reports; the command gets them as `reports`."""
 
     @functools.wraps(command)
-    def run(*args: Any, report: tuple[str, ...], **options: Any) -> Any:
+    def run(
+        *args: Any,
+        report: tuple[str, ...],
+        track: Path | None,
+        expected_failures: Path | None,
+        **options: Any,
+    ) -> Any:
         from refpeft.errors import RefpeftError
+        from refpeft.oracle.changes import last_of
         from refpeft.oracle.report.kinds import of_file
 
         try:
             files = tuple(of_file(each) for each in report)
+            if track and track.exists():
+                last_of(track.read_bytes(), str(track))
+            expected = expectations(expected_failures, options) if expected_failures else None
         except RefpeftError as error:
             raise click.UsageError(str(error)) from None
-        for _, path in files:
+        for path in (*(path for _, path in files), *([track] if track else [])):
             require_place(path)
-        return command(*args, reports=Reports(files, typed(click.get_current_context())), **options)
+        return command(
+            *args, reports=Reports(files, typed(click.get_current_context()), track, expected), **options
+        )
 
-    option = click.option(
-        "--report",
-        multiple=True,
-        metavar="FILE",
-        help="Write a report too: FILE.html, .md, .xml (JUnit), .json (results), .txt, badge.json; or KIND:FILE. Repeatable.",
-    )
-    return option(run)
+    file = click.Path(dir_okay=False, path_type=Path)
+    for option in reversed(
+        (
+            click.option("--report", multiple=True, metavar="FILE", help="Write a report too: FILE.html, .md, .xml (JUnit), .json (results), .txt, badge.json; or KIND:FILE. Repeatable."),
+            click.option("--track", type=file, metavar="FILE", help="Append this run to FILE, and say what has changed since the last one there."),
+            click.option("--expected-failures", type=file, metavar="FILE", help="TOML that says which cases are expected to fail, and why; they do not fail the run."),
+        )
+    ):  # fmt: skip
+        run = option(run)
+    return run
+
+
+def expectations(path: Path, options: Mapping[str, Any]) -> Expected:
+    """The failures that a file expects, of cases that there are; those about one's own model are not known beforehand."""
+    from refpeft.oracle.expected_failures import read_expected
+    from refpeft.oracle.vectors import all_vectors
+
+    known = None if options.get("base") else [v.case.id for v in all_vectors(options.get("golden"))]
+    return read_expected(path, known)
+
+
+def append(path: Path, results: Results) -> None:
+    """Append a run to a track, and say what has changed; ends with CANNOT_WRITE if that cannot be done."""
+    from datetime import UTC, datetime
+
+    from refpeft.errors import RefpeftError
+    from refpeft.oracle.changes import in_words, track, tracked
+
+    try:
+        found = track(path, tracked(results, datetime.now(UTC).isoformat(timespec="seconds")))
+    except RefpeftError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(CANNOT_WRITE)
+    except OSError as error:
+        click.echo(f"Error: can't write '{path}': {error.strerror}.", err=True)
+        sys.exit(CANNOT_WRITE)
+    if found:
+        click.echo(f"Note: since the last run in '{path}': {in_words(found)}.", err=True)
 
 
 def require_place(path: Path) -> None:
@@ -147,3 +200,35 @@ def report(form: str, output: Path | None, results: Path) -> None:
         return
     require_place(output)
     put(output, made)
+
+
+@click.command(short_help="Compare two runs: what fails newly, passes newly, comes nearer to its budget.")
+@form_option
+@click.option(
+    "--factor",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Tell errors whose share of their budget has grown by more.",
+)
+@click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("new", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def diff(form: str, factor: float, old: Path, new: Path) -> None:
+    """Compare two results documents, which `refpeft check --report FILE.json` wrote.
+
+    Exit status: 1 if something fails newly, else 0.
+    """
+    import msgspec
+
+    from refpeft.oracle.changes import changes
+
+    found = changes(read(old), read(new), factor)
+    if as_json(form):
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1))
+    else:
+        from rich.console import Console
+
+        from refpeft.oracle.report.changes import render
+
+        Console(highlight=False, soft_wrap=True).print(render(found))
+    sys.exit(DIFFERS if found.newly_failing else CONFORMS)

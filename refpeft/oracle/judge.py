@@ -91,6 +91,8 @@ class Summary(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     """Failures that were said beforehand; they are among the counts, and the verdict is about the others."""
     unexpected_passes: list[str] = []
     """What conforms though it was said to fail, as `case (profile)`."""
+    strict: bool = False
+    """Such passes fail the run."""
 
 
 class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -47,7 +47,9 @@ def _outcome(case: CaseResult) -> str:
     """The element that says how a testcase ended; nothing where it conforms."""
     if case.verdict == "CONFORMS":
         return ""
-    return "skipped" if case.verdict == "SKIPPED" else "error" if case.verdict in ERRORS else "failure"
+    if case.verdict == "SKIPPED" or case.expected is not None:
+        return "skipped"
+    return "error" if case.verdict in ERRORS else "failure"
 
 
 def _suite(results: Results, level: str) -> ElementTree.Element:
@@ -60,6 +62,8 @@ def _suite(results: Results, level: str) -> ElementTree.Element:
         "port": f"{results.implementation.name} {results.implementation.version}",
         "verdict": verdict_line(results).plain.strip(),
         "partial": results.summary.partial_because or "no",
+        "expected failures": str(results.summary.expected_failures),
+        "unexpected passes": ", ".join(results.summary.unexpected_passes),
         "not asked": str(results.summary.not_asked),
     }
     for key, value in said.items():
@@ -80,7 +84,9 @@ def _testcase(case: CaseResult, expected_from: str) -> ElementTree.Element:
     )
     outcome = _outcome(case)
     if outcome == "skipped":
-        ElementTree.SubElement(element, "skipped", {"message": clean(case.message)})
+        known = case.expected
+        message = f"expected to fail: {known.reason} {known.url}".strip() if known else case.message
+        ElementTree.SubElement(element, "skipped", {"message": clean(message)})
     elif outcome:
         first = case.first
         message = f"{first.name}: {first.reason or first.worst}" if first else case.message

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from refpeft.oracle.judge import CaseResult, Results
 from refpeft.oracle.questions import LEVELS
-from refpeft.oracle.report.looks import blind_spots, finding_text
+from refpeft.oracle.report.looks import blind_spots, expectations, finding_text
 from refpeft.oracle.report.terminal import block, grouped, projected_alone, verdict_line
 
 BLOCKS = 12
@@ -46,7 +46,10 @@ def _longest(text: str) -> int:
 
 def _parts(results: Results) -> Iterator[str]:
     port, summary = results.implementation, results.summary
-    yield f"## {SIGNS[summary.verdict]} refpeft: {summary.verdict}{' (partial)' if summary.partial else ''}\n"
+    known = (
+        " but for expected failures" if summary.verdict == "CONFORMS" and summary.expected_failures else ""
+    )
+    yield f"## {SIGNS[summary.verdict]} refpeft: {summary.verdict}{known}{' (partial)' if summary.partial else ''}\n"
     by = "HF peft" if results.expected_from == "HF peft" else "refpeft on your own model"
     yield (
         f"{code(f'{port.name} {port.version}')} ({code(port.language)}) against {by}, {code(results.dialect)}, refpeft "
@@ -55,7 +58,10 @@ def _parts(results: Results) -> Iterator[str]:
     yield f"{fenced(verdict_line(results).plain)}\n"
     yield from _levels(results)
     failed = [case for case in results.cases if case.verdict not in ("CONFORMS", "SKIPPED")]
-    yield from _failures(results, failed)
+    yield from _failures(results, [case for case in failed if case.expected is None])
+    said = "\n".join(expectations(results))
+    if said:
+        yield f"### Expected failures\n\n{fenced(said)}\n"
     if results.diagnosis:
         yield "### What it looks like\n"
         for finding in results.diagnosis:

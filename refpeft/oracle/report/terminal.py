@@ -15,7 +15,7 @@ from refpeft.oracle.compare import LOSSES, UPDATE, Difference
 from refpeft.oracle.explain import clause_title
 from refpeft.oracle.judge import CaseResult, Results, Summary
 from refpeft.oracle.questions import LEVELS
-from refpeft.oracle.report.looks import blind_spots, counted, finding_text
+from refpeft.oracle.report.looks import blind_spots, counted, expectations, finding_text
 from refpeft.oracle.rounded import FORMATS
 from refpeft.oracle.trajectory import TRAINED
 
@@ -53,7 +53,7 @@ def progress_bar(console: Console, total: int) -> Iterator[Progress]:
 def render(results: Results) -> RenderableType:
     """Everything about a run, for people."""
     failed = [case for case in results.cases if case.verdict not in ("CONFORMS", "SKIPPED")]
-    groups = grouped(failed)
+    groups = grouped([case for case in failed if case.expected is None])
     projected = projected_alone(results.cases)
     blocks = [block(group, results.expected_from, projected) for group in groups[:BLOCKS]]
     if len(groups) > BLOCKS:
@@ -63,7 +63,14 @@ def render(results: Results) -> RenderableType:
     levels, skipped = _levels(results), _skipped(results.cases)
     looks = [finding_text(finding, len(failed)) for finding in results.diagnosis]
     return Group(
-        _header(results), *levels, *blocks, *looks, *skipped, *blind_spots(results), verdict_line(results)
+        _header(results),
+        *levels,
+        *blocks,
+        *looks,
+        *(Text(line, "yellow") for line in expectations(results)),
+        *skipped,
+        *blind_spots(results),
+        verdict_line(results),
     )
 
 
@@ -276,6 +283,10 @@ def verdict_line(results: Results) -> Text:
     for what, count in summary.counts.items():
         if what != "CONFORMS":
             text.append(f"; {count} {what}")
+    if summary.expected_failures:
+        text.append(f"; {counted(summary.expected_failures, 'expected failure')}", "yellow")
+    if summary.unexpected_passes:
+        text.append(f"; {len(summary.unexpected_passes)} unexpectedly conform", "yellow")
     if summary.rounding:
         text.append(f"; of {summary.asked_twice} asked twice, {summary.rounding} differ in rounding alone")
     if summary.not_asked:
@@ -287,10 +298,14 @@ def verdict_line(results: Results) -> Text:
 
 def said_of(summary: Summary, expected_from: str) -> str:
     """The verdict in words; of a failure no more than what happened."""
+    if summary.verdict == "CONFORMS" and summary.expected_failures:
+        return f"all answers but those expected to fail agree with {expected_from}"
     if summary.verdict == "CONFORMS":
         return f"every answer agrees with {expected_from}"
     if summary.verdict == "INCONCLUSIVE":
         return "no question was decided"
+    if summary.strict and summary.unexpected_passes and _failing(summary) == summary.expected_failures:
+        return "an answer expected to fail does not (strict)"
     ended = set(summary.counts)
     if ended <= {"CRASHED", "TIMEOUT"}:
         return "the port could not be run"
@@ -299,6 +314,10 @@ def said_of(summary: Summary, expected_from: str) -> str:
     if "NONCONFORMING" in ended:
         return f"some answers differ from {expected_from}"
     return "some questions were not answered rightly"
+
+
+def _failing(summary: Summary) -> int:
+    return sum(count for what, count in summary.counts.items() if what not in ("CONFORMS", "SKIPPED"))
 
 
 def _asked(results: Results) -> str:

@@ -29,6 +29,12 @@ from refpeft.oracle.report.badge import badge
             "conforms 1/1 (partial)",
             "yellowgreen",
         ),
+        (
+            results(case(), wrong(), summary={"verdict": "CONFORMS", "expected_failures": 1}),
+            "refpeft peft-0.21.2",
+            "conforms 1/2, 1 expected failure",
+            "yellowgreen",
+        ),
         (results(case(), expected_from="refpeft"), "refpeft own model", "conforms 1/1", "brightgreen"),
     ],
 )

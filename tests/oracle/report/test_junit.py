@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+import msgspec
 from oracle.report.made import HOSTILE, case, hostile, results, wrong
 
+from refpeft.oracle.claims import Known
 from refpeft.oracle.report.junit import clean, junit
 
 
@@ -63,3 +65,10 @@ def test_characters_that_xml_lacks_are_replaced() -> None:
     assert clean("a\x00\x1b[1m\tb\n\ud800\uffff𝄞") == "a??[1m\tb\n??𝄞"
     made = junit(results(case("ERRORED", message="\x00\x0b\ud800")))
     assert ElementTree.fromstring(made) is not None  # noqa: S314
+
+
+def test_an_expected_failure_is_skipped() -> None:
+    known = msgspec.structs.replace(wrong(), expected=Known("not yet", "https://x.org/1"))
+    root = ElementTree.fromstring(junit(results(case(), known)))  # noqa: S314
+    assert (root.get("failures"), root.get("skipped")) == ("0", "1")
+    assert next(root.iter("skipped")).attrib == {"message": "expected to fail: not yet https://x.org/1"}

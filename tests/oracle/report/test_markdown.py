@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 from oracle.report.made import HOSTILE, case, hostile, results, wrong
 
-from refpeft.oracle.claims import Finding
+from refpeft.oracle.claims import Finding, Known
 from refpeft.oracle.report.markdown import BLOCKS, code, fenced, markdown
 
 
@@ -47,6 +48,14 @@ def test_a_partial_run_says_so() -> None:
     made = markdown(results(case(), summary={"partial": True, "partial_because": "interrupted"}))
     assert made.startswith("## ✅ refpeft: CONFORMS (partial)\n")
     assert "; partial: interrupted\n" in made
+
+
+def test_expected_failures_are_told_apart() -> None:
+    known = msgspec.structs.replace(wrong(), expected=Known("not yet"))
+    made = markdown(results(case(), known, summary={"verdict": "CONFORMS", "expected_failures": 1}))
+    assert made.startswith("## ✅ refpeft: CONFORMS but for expected failures\n")
+    assert "### Expected failures\n\n```text\nexpected to fail, 1: not yet\n```\n" in made
+    assert "### Failures" not in made
 
 
 def test_many_kinds_of_failure_are_counted() -> None:
