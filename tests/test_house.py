@@ -184,6 +184,7 @@ LONG = {
     "refpeft.config": 450,  # two classes with every field documented under itself, as HF's
     "refpeft.torch_random": 400,  # a port of torch's generator; most of it is prose
     "refpeft.oracle.examine": 370,  # every way in which a file of a user can be wrong, in one order
+    "refpeft.oracle.judge": 370,  # one question from asking to verdict, and what a run amounts to
     "refpeft.oracle.lint": 370,  # a rule for each clause of vectors.md
     "refpeft.oracle.own": 410,  # questions about a model that no golden case knows, for every task
     "refpeft.oracle.questions": 380,  # every question side by side

@@ -28,6 +28,7 @@ from refpeft.cli.common import (
     timeout_option,
 )
 from refpeft.cli.own import select_own
+from refpeft.cli.reports import Reports, reporting
 
 
 @click.command(
@@ -65,6 +66,7 @@ from refpeft.cli.own import select_own
     default=None,
     help="Where to write what reproduces each failure [default: .refpeft/failures].",
 )
+@reporting
 @click.argument("port", nargs=-1, type=click.UNPROCESSED)
 def check(
     patterns: tuple[str, ...],
@@ -84,6 +86,7 @@ def check(
     form: str,
     failures: Path | None,
     port: tuple[str, ...],
+    reports: Reports,
 ) -> None:
     """Ask PORT what it computes and judge its answers; without PORT, judge refpeft itself.
 
@@ -122,8 +125,10 @@ def check(
     finally:
         reached.close()
         tell_strays(reached)
+    results = reports.completed(results)
     if golden is None and not own:
         note = remember(STATE, results)
         click.echo(note, nl=bool(note), err=True)
     print_results(results, form)
+    reports.write(results)
     sys.exit(INTERRUPTED if interrupted else exit_status(results))

@@ -17,6 +17,7 @@ from refpeft.cli.common import (
     select,
     selecting,
 )
+from refpeft.cli.reports import Reports, reporting
 
 LANGUAGES = ("python", "javascript", "rust", "elixir")
 
@@ -80,9 +81,16 @@ def export(
     default=None,
     help="Where to write what reproduces each failure [default: .refpeft/failures].",
 )
+@reporting
 @click.argument("directory", type=click.Path(path_type=Path))
 def judge(
-    name: str | None, language: str, golden: Path | None, form: str, failures: Path | None, directory: Path
+    name: str | None,
+    language: str,
+    golden: Path | None,
+    form: str,
+    failures: Path | None,
+    directory: Path,
+    reports: Reports,
 ) -> None:
     """Judge the answers that a port wrote into DIRECTORY, which `refpeft export` made.
 
@@ -103,7 +111,9 @@ def judge(
         results, interrupted = ask_everything(port, selection, form, failures, golden)
     except RefpeftError as error:  # of the export or the vectors: whatever a port answers is a verdict
         raise click.UsageError(str(error)) from None
+    results = reports.completed(results)
     print_results(results, form)
+    reports.write(results)
     sys.exit(INTERRUPTED if interrupted else exit_status(results))
 
 

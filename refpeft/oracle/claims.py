@@ -28,6 +28,13 @@ def is_projected(config: Mapping[str, Any] | None) -> bool:
     return bool(config and config.get("prefix_projection") and not config.get("inference_mode"))
 
 
+class Known(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Why a failure is expected, and where that is followed up."""
+
+    reason: str
+    url: str = ""
+
+
 class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     """What some failing cases have in common."""
 

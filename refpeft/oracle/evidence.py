@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy
 from numpy.typing import NDArray
 
@@ -18,14 +20,17 @@ from refpeft.oracle.budget import PROFILES, Floor, Profile
 from refpeft.oracle.cases import ask_of
 from refpeft.oracle.compare import PRODUCTS, compare
 from refpeft.oracle.documents import read_adapter
+from refpeft.oracle.excerpts import excerpts_of
 from refpeft.oracle.floors import floors, floors_of_stages
-from refpeft.oracle.judge import Asked
+from refpeft.oracle.judge import ONE_AT_A_TIME, Asked, CaseResult
 from refpeft.oracle.own import OwnVector
 from refpeft.oracle.validity import Validity
 from refpeft.oracle.vectors import Tensor
 
 KEPT = 60
 """So many failing answers are kept."""
+PICTURED, PICTURED_ALIKE = 50, 10
+"""Of so many failing answers excerpts are kept, and of so many to one question."""
 FEW = 16
 """Of fewer numbers nobody can say whether they are off at random."""
 
@@ -36,6 +41,7 @@ class Evidence:
 
     failed: list[Clue] = field(default_factory=list)
     conforming: list[tuple[str, str]] = field(default_factory=list)
+    pictured: Counter[str] = field(default_factory=Counter)
 
     def take(self, asked: Asked) -> None:
         """Keep what a diagnosis can use of one question's answer, while its file is there."""
@@ -49,6 +55,20 @@ class Evidence:
         if asked.verdict == "NONCONFORMING" and numeric and len(self.failed) < KEPT:
             with contextlib.suppress(RefpeftError):  # a large answer that cannot be read
                 self.failed.append(Clue(asked))
+
+    def illustrated(self, asked: Asked, result: CaseResult) -> CaseResult:
+        """The result with excerpts of the wrong answer, as long as there are few; asked by the user's own model, without."""
+        question = result.question
+        full = self.pictured.total() >= PICTURED or self.pictured[question] >= PICTURED_ALIKE
+        if full or asked.first is None or result.verdict != "NONCONFORMING" or asked.vector.truth != "HF":
+            return result
+        with ONE_AT_A_TIME, contextlib.suppress(RefpeftError):
+            excerpts = excerpts_of(
+                asked.vector, asked.ask, asked.reply.answer, asked.differences, asked.first
+            )
+            self.pictured[question] += bool(excerpts)
+            return msgspec.structs.replace(result, excerpts=excerpts)
+        return result
 
 
 class Clue:

@@ -23,9 +23,10 @@ from refpeft.oracle import questions
 from refpeft.oracle.answer_files import fresh_directory
 from refpeft.oracle.budget import Floor, Profile
 from refpeft.oracle.cases import ask_of, can_answer, damage_is_told, stages_of
-from refpeft.oracle.claims import Finding, cut_short, is_projected, why_partial
+from refpeft.oracle.claims import Finding, Known, cut_short, is_projected, why_partial
 from refpeft.oracle.compare import UNDECIDED, Difference, compare, first_difference, missing
 from refpeft.oracle.documents import compare_document, read_adapter
+from refpeft.oracle.excerpts import Excerpt
 from refpeft.oracle.expected import derivation_of_floors, each_expected
 from refpeft.oracle.floors import floors
 from refpeft.oracle.handed_out import HandedOut
@@ -42,7 +43,7 @@ Verdict = Literal["CONFORMS", "NONCONFORMING", "SKIPPED", "NONDETERMINISTIC", "E
 RESTORE = "A port may write in `output` alone (PP-3): restore the file (golden vectors: reinstall refpeft, or `git checkout golden`)."
 
 
-class CaseResult(msgspec.Struct, frozen=True, omit_defaults=True):
+class CaseResult(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """The verdict on one question in one profile."""
 
     case: str
@@ -65,9 +66,13 @@ class CaseResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """What came of asking a second time (JG-10)."""
     projection: bool = False
     """The prefix comes out of an MLP (PX-2)."""
+    excerpts: list[Excerpt] = []
+    """Numbers of the first difference, and of the attention weights, for pictures; of a run's first failures."""
+    expected: Known | None = None
+    """Somebody said beforehand that this would fail."""
 
 
-class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
+class Summary(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Counts of a run, and what may be claimed from it (clause JG-7)."""
 
     verdict: Literal["CONFORMS", "NONCONFORMING", "INCONCLUSIVE"]
@@ -82,10 +87,16 @@ class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of those asked twice, how many got two answers that differ by less than the budget."""
     partial_because: str = ""
     """Why a run is partial, in words."""
+    expected_failures: int = 0
+    """Failures that were said beforehand; they are among the counts, and the verdict is about the others."""
+    unexpected_passes: list[str] = []
+    """What conforms though it was said to fail, as `case (profile)`."""
+    strict: bool = False
+    """Such passes fail the run."""
 
 
-class Results(msgspec.Struct, frozen=True):
-    """Everything about a run: what `refpeft check --format json` prints."""
+class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything about a run: what `refpeft check --format json` prints (specs/results.schema.json)."""
 
     refpeft: str
     dialect: str
@@ -100,6 +111,10 @@ class Results(msgspec.Struct, frozen=True):
     """What the failures look like (clause JG-13)."""
     blind_spots: list[str] = []
     """Mutants that no case asked could have decided, in the profiles asked (clause JG-12)."""
+    command: list[str] = []
+    """What was typed, as far as it decides what is asked."""
+    format: int = 1
+    """Of this document: `refpeft.oracle.results.FORMAT`."""
 
 
 @dataclass(frozen=True)

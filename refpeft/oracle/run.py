@@ -74,6 +74,8 @@ def judge(
             if evidence is not None:
                 evidence.take(asked)
             result = finish(asked, failures, export)
+            if evidence is not None:
+                result = evidence.illustrated(asked, result)
             for seq in (place + 1, len(planned) + place + 1):
                 discard(work / str(seq))
             yield result

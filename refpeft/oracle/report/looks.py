@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.console import RenderableType
 from rich.text import Text
 
 from refpeft.oracle.claims import Finding
 from refpeft.oracle.judge import Results
 
+PASSES = 6
+"""Unexpected passes that are named."""
+
 
 def finding_text(finding: Finding, failed: int) -> Text:
     """What some failures look like, in honest words."""
     lines = Text("\n≈ ", "bold magenta")
-    lines.append(_looks_like(finding, failed), "bold magenta")
+    lines.append(looks_like(finding, failed), "bold magenta")
     if finding.kind == "arithmetic":
         about = f"about {finding.bits:g} significant bits are right; " if finding.bits is not None else ""
         lines.append(
@@ -33,7 +38,7 @@ def finding_text(finding: Finding, failed: int) -> Text:
     return lines
 
 
-def _looks_like(finding: Finding, failed: int) -> str:
+def looks_like(finding: Finding, failed: int) -> str:
     """What it is, of how many failing cases; of how many, if not all of them were looked at."""
     some = f" looked at ({failed} fail)" if finding.looked_at < failed else ""
     count = f"{len(finding.cases)} of {counted(finding.looked_at, 'failing case')}{some}"
@@ -45,6 +50,22 @@ def _looks_like(finding: Finding, failed: int) -> str:
     return (
         f"{count}: the answer is HF peft's with {mistakes} {finding.title} ({', '.join(finding.clauses)})\n"
     )
+
+
+def expectations(results: Results) -> Iterator[str]:
+    """What failed as expected, by its reason, and what was expected to fail and did not."""
+    reasons: dict[tuple[str, str], int] = {}
+    for case in results.cases:
+        if case.expected is not None:
+            said = (case.expected.reason, case.expected.url)
+            reasons[said] = reasons.get(said, 0) + 1
+    for (reason, url), count in reasons.items():
+        yield f"expected to fail, {count}: {reason}{f' ({url})' if url else ''}"
+    passes = results.summary.unexpected_passes
+    if passes:
+        fails = ", which fails this run (strict)" if results.summary.strict else ""
+        more = f" … and {len(passes) - PASSES} more" if len(passes) > PASSES else ""
+        yield f"expected to fail, but conforms{fails}: {', '.join(passes[:PASSES])}{more}; remove the entry"
 
 
 def blind_spots(results: Results) -> list[RenderableType]:

@@ -15,7 +15,7 @@ from refpeft.oracle.compare import LOSSES, UPDATE, Difference
 from refpeft.oracle.explain import clause_title
 from refpeft.oracle.judge import CaseResult, Results, Summary
 from refpeft.oracle.questions import LEVELS
-from refpeft.oracle.report.looks import blind_spots, counted, finding_text
+from refpeft.oracle.report.looks import blind_spots, counted, expectations, finding_text
 from refpeft.oracle.rounded import FORMATS
 from refpeft.oracle.trajectory import TRAINED
 from refpeft.oracle.vectors import DRAWN
@@ -54,9 +54,9 @@ def progress_bar(console: Console, total: int) -> Iterator[Progress]:
 def render(results: Results) -> RenderableType:
     """Everything about a run, for people."""
     failed = [case for case in results.cases if case.verdict not in ("CONFORMS", "SKIPPED")]
-    groups = _grouped(failed)
-    projected = _projected_alone(results.cases)
-    blocks = [_block(group, results.expected_from, projected) for group in groups[:BLOCKS]]
+    groups = grouped([case for case in failed if case.expected is None])
+    projected = projected_alone(results.cases)
+    blocks = [block(group, results.expected_from, projected) for group in groups[:BLOCKS]]
     if len(groups) > BLOCKS:
         blocks.append(
             Text(f"… and {len(groups) - BLOCKS} more kinds of failure; --format json has them all\n")
@@ -64,7 +64,14 @@ def render(results: Results) -> RenderableType:
     levels, skipped = _levels(results), _skipped(results.cases)
     looks = [finding_text(finding, len(failed)) for finding in results.diagnosis]
     return Group(
-        _header(results), *levels, *blocks, *looks, *skipped, *blind_spots(results), _verdict(results)
+        _header(results),
+        *levels,
+        *blocks,
+        *looks,
+        *(Text(line, "yellow") for line in expectations(results)),
+        *skipped,
+        *blind_spots(results),
+        verdict_line(results),
     )
 
 
@@ -108,7 +115,7 @@ def _table(results: Results, levels: Sequence[str]) -> Table:
     return table
 
 
-def _grouped(failed: Sequence[CaseResult]) -> list[list[CaseResult]]:
+def grouped(failed: Sequence[CaseResult]) -> list[list[CaseResult]]:
     """Failures that begin alike, together: by verdict, first difference, a layer's number aside, and kind of failure."""
     groups: dict[tuple[str, ...], list[CaseResult]] = {}
     for case in failed:
@@ -118,12 +125,17 @@ def _grouped(failed: Sequence[CaseResult]) -> list[list[CaseResult]]:
     return list(groups.values())
 
 
+def short(case: CaseResult) -> str:
+    """A case's id without the dialect."""
+    return case.case.partition("/")[2] or case.case
+
+
 def _alike(text: str) -> str:
     """What messages have in common that differ only in numbers and temporary paths."""
     return re.sub(r"\d+", "#", re.sub(r"\S*refpeft-\S*", "…", text))
 
 
-def _projected_alone(cases: Sequence[CaseResult]) -> bool:
+def projected_alone(cases: Sequence[CaseResult]) -> bool:
     """Whether prefixes differ where there is a projection, and only there."""
     encoded = [case for case in cases if case.question == "prefix.encode" and case.verdict != "SKIPPED"]
     wrong = [case for case in encoded if case.verdict != "CONFORMS"]
@@ -131,12 +143,13 @@ def _projected_alone(cases: Sequence[CaseResult]) -> bool:
     return alike and bool(wrong) and all(case.projection for case in wrong)
 
 
-def _block(group: Sequence[CaseResult], expected_from: str, projected: bool) -> Text:
+def block(group: Sequence[CaseResult], expected_from: str, projected: bool) -> Text:
+    """Failures that begin alike: the simplest of them in full, the others counted."""
     case = min(
         group, key=lambda c: c.first is not None and not c.first.golden
     )  # the first is the simplest question
     lines = Text("\n")
-    lines.append(f"✗ {case.case.split('/', 1)[1]}", "bold red")
+    lines.append(f"✗ {short(case)}", "bold red")
     lines.append(f"  {case.profile}  {case.verdict}\n")
     clause = PROTOCOL.get(case.verdict)
     if case.first is None:
@@ -144,11 +157,11 @@ def _block(group: Sequence[CaseResult], expected_from: str, projected: bool) -> 
         if case.detail:
             lines.append("    " + case.detail.replace("\n", "\n    ") + "\n", "dim")
     else:
-        clause, advice = _where_to_look(case, case.first, projected)
+        clause, advice = where_to_look(case, case.first, projected)
         _append_difference(lines, case, clause, advice, expected_from)
     if len(group) > 1:
         rest = [c for c in group if c is not case]
-        others = ", ".join(f"{c.case.split('/', 1)[1]} ({c.profile})" for c in rest[:3])
+        others = ", ".join(f"{short(c)} ({c.profile})" for c in rest[:3])
         lines.append(f"  and {len(group) - 1} more that begin so: {others}{' …' if len(group) > 4 else ''}\n")
     lines.append(f"  → refpeft explain {clause or case.case}\n", "cyan")
     if case.reproduce:
@@ -173,7 +186,7 @@ def _append_difference(
         lines.append(f"    {first.worst}\n")
     if first.hint:
         lines.append(f"    {first.hint}\n", "bold")
-    for line in (_before(case), *advice):
+    for line in (before(case), *advice):
         lines.append(f"    {line}\n" if line else "")
     if not first.golden and expected_from == "refpeft":
         lines.append("    compared with refpeft's own value, on your model\n", "dim")
@@ -185,7 +198,7 @@ def _append_difference(
         lines.append(f"    in HF: {first.source}\n", "dim")
 
 
-def _where_to_look(case: CaseResult, first: Difference, projected: bool) -> tuple[str, list[str]]:
+def where_to_look(case: CaseResult, first: Difference, projected: bool) -> tuple[str, list[str]]:
     """The clause to read, and what to answer besides to see where the difference begins."""
     answered = {difference.name for difference in case.differences}
     if case.verdict != "NONCONFORMING" or first.failure in ("missing", "shape"):
@@ -230,14 +243,14 @@ def _agreeing(case: CaseResult) -> list[Difference]:
     return case.differences[: names.index(case.first.name)] if case.first and case.first.name in names else []
 
 
-def _before(case: CaseResult) -> str:
+def before(case: CaseResult) -> str:
     """How well everything before the first difference agrees."""
-    before = _agreeing(case)
-    if not before:
+    earlier = _agreeing(case)
+    if not earlier:
         return ""
-    bits = [d.bits for d in before if d.bits is not None]
+    bits = [d.bits for d in earlier if d.bits is not None]
     agreement = f"to {min(bits):g} bits or better" if bits else "exactly"
-    tensors = f"{len(before)} tensors agree" if len(before) > 1 else "1 tensor agrees"
+    tensors = f"{len(earlier)} tensors agree" if len(earlier) > 1 else "1 tensor agrees"
     return f"before it, {tensors} {agreement}"
 
 
@@ -257,12 +270,13 @@ def _skipped(cases: Sequence[CaseResult]) -> list[RenderableType]:
     return [*lines, Text(unwritten, "yellow")] if unwritten else lines
 
 
-def _verdict(results: Results) -> Text:
+def verdict_line(results: Results) -> Text:
+    """What the run amounts to, in one line."""
     summary = results.summary
     good = summary.counts.get("CONFORMS", 0)
     text = Text("\n")
     text.append(summary.verdict, _STYLE[summary.verdict])
-    text.append(f"  {_said(summary, results.expected_from)}: {good} of {_asked(results)}")
+    text.append(f"  {said_of(summary, results.expected_from)}: {good} of {_asked(results)}")
     if summary.float64_exact:
         text.append("; ")
         text.append("float64-exact", "green")
@@ -272,6 +286,10 @@ def _verdict(results: Results) -> Text:
     for what, count in summary.counts.items():
         if what != "CONFORMS":
             text.append(f"; {count} {what}")
+    if summary.expected_failures:
+        text.append(f"; {counted(summary.expected_failures, 'expected failure')}", "yellow")
+    if summary.unexpected_passes:
+        text.append(f"; {len(summary.unexpected_passes)} unexpectedly conform", "yellow")
     if summary.rounding:
         text.append(f"; of {summary.asked_twice} asked twice, {summary.rounding} differ in rounding alone")
     if summary.not_asked:
@@ -281,12 +299,16 @@ def _verdict(results: Results) -> Text:
     return text
 
 
-def _said(summary: Summary, expected_from: str) -> str:
+def said_of(summary: Summary, expected_from: str) -> str:
     """The verdict in words; of a failure no more than what happened."""
+    if summary.verdict == "CONFORMS" and summary.expected_failures:
+        return f"all answers but those expected to fail agree with {expected_from}"
     if summary.verdict == "CONFORMS":
         return f"every answer agrees with {expected_from}"
     if summary.verdict == "INCONCLUSIVE":
         return "no question was decided"
+    if summary.strict and summary.unexpected_passes and _failing(summary) == summary.expected_failures:
+        return "an answer expected to fail does not (strict)"
     ended = set(summary.counts)
     if ended <= {"CRASHED", "TIMEOUT"}:
         return "the port could not be run"
@@ -295,6 +317,10 @@ def _said(summary: Summary, expected_from: str) -> str:
     if "NONCONFORMING" in ended:
         return f"some answers differ from {expected_from}"
     return "some questions were not answered rightly"
+
+
+def _failing(summary: Summary) -> int:
+    return sum(count for what, count in summary.counts.items() if what not in ("CONFORMS", "SKIPPED"))
 
 
 def _asked(results: Results) -> str:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from refpeft.oracle.claims import Known
 from refpeft.oracle.compare import Difference
 from refpeft.oracle.explain import clause_title
 from refpeft.oracle.judge import CaseResult, Results, Summary
@@ -499,3 +500,32 @@ def test_bfloat16_alone_claims_less() -> None:
     assert "coarse" not in shown(*both, verdict="CONFORMS", profiles=["float32", "bfloat16"])
     wrong = shown(case("NONCONFORMING", profile="bfloat16"), profiles=["bfloat16"])
     assert "coarse" not in wrong
+
+
+# ---------------------------------------------------------------- expected failures
+
+
+def test_expected_failures_are_told_with_their_reasons() -> None:
+    known = Known("no beams yet", "https://example.org/7")
+    cases = [
+        case("CONFORMS"),
+        *(case("NONCONFORMING", f"common/mask/{i}", first=OVER, expected=known) for i in "ab"),
+    ]
+    assert shown(*cases, verdict="CONFORMS", expected_failures=2).endswith(
+        "\nexpected to fail, 2: no beams yet (https://example.org/7)\n\n"
+        "CONFORMS  all answers but those expected to fail agree with HF peft: 1 of 3 cases conform; 2 NONCONFORMING; 2 "
+        "expected failures\n"
+    )
+    assert "✗" not in shown(*cases, verdict="CONFORMS", expected_failures=2)
+
+
+def test_what_passes_unexpectedly_fails_a_strict_run() -> None:
+    passes = {"unexpected_passes": ["a (float32)"]}
+    assert shown(case("CONFORMS"), verdict="CONFORMS", **passes).endswith(
+        "\nexpected to fail, but conforms: a (float32); remove the entry\n\n"
+        "CONFORMS  every answer agrees with HF peft: 1 of 1 case conforms; 1 unexpectedly conform\n"
+    )
+    assert shown(case("CONFORMS"), strict=True, **passes).endswith(
+        "\nexpected to fail, but conforms, which fails this run (strict): a (float32); remove the entry\n\n"
+        "NONCONFORMING  an answer expected to fail does not (strict): 1 of 1 case conforms; 1 unexpectedly conform\n"
+    )
