@@ -16,7 +16,7 @@ import click
 from refpeft.cli.check import check
 from refpeft.cli.common import CANNOT_WRITE
 from refpeft.cli.files import export, init, judge
-from refpeft.cli.look import explain, list_, smoke
+from refpeft.cli.look import explain, list_, smoke, tour
 from refpeft.cli.own import answer, inspect
 
 FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO") if hasattr(errno, name))
@@ -59,5 +59,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a console that lacks a sign must not end the run
 
 
-for _command in (check, list_, explain, smoke, answer, inspect, export, judge, init):
+for _command in (check, list_, explain, tour, smoke, answer, inspect, export, judge, init):
     main.add_command(_command)
