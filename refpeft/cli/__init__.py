@@ -17,7 +17,7 @@ from refpeft.cli.check import check
 from refpeft.cli.common import CANNOT_WRITE
 from refpeft.cli.files import export, init, judge
 from refpeft.cli.fuzz import fuzz
-from refpeft.cli.look import explain, list_, smoke
+from refpeft.cli.look import explain, list_, smoke, tour
 from refpeft.cli.own import answer, inspect
 from refpeft.cli.reports import diff, report
 
@@ -62,5 +62,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a console that lacks a sign must not end the run
 
 
-for _command in (check, fuzz, list_, explain, smoke, answer, inspect, export, judge, init, report, diff):
+for _command in (check, fuzz, list_, explain, tour, smoke, answer, inspect, export, judge, init, report, diff):
     main.add_command(_command)

@@ -1,4 +1,4 @@
-"""`refpeft list`, `refpeft explain`, `refpeft smoke`: looking around before judging."""
+"""`refpeft list`, `refpeft explain`, `refpeft tour`, `refpeft smoke`: looking around before judging."""
 
 from __future__ import annotations
 
@@ -41,6 +41,38 @@ def explain(topic: str) -> None:
         click.echo(explanation(topic))
     except LookupError as error:
         raise click.UsageError(str(error.args[0])) from None
+
+
+@click.command(short_help="Follow one token through prefix tuning, number by number.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("auto", "pretty", "json", "markdown")),
+    default="auto",
+    help="auto: pretty on a terminal, JSON when piped; markdown: the page specs/tour.md.",
+)
+def tour(form: str) -> None:
+    """Follow one token through a model of two layers with a prefix of two: every stage, its shape, formula, clause and numbers."""
+    from refpeft.oracle.tour import tour as make_tour
+
+    made = make_tour()
+    if form == "markdown":
+        from refpeft.oracle.report.tour import markdown
+
+        try:
+            click.echo(markdown(made), nl=False)
+        except LookupError as error:
+            raise click.UsageError(str(error.args[0])) from None
+    elif as_json(form):
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(made), indent=1))
+    else:
+        from rich.console import Console
+
+        from refpeft.oracle.report.tour import render
+
+        Console(highlight=False).print(render(made))
 
 
 @click.command(

@@ -9,7 +9,7 @@ import refpeft.oracle.questions  # noqa: F401  (whatever can be asked: its steps
 from refpeft.steps import STEPS, Step
 
 _VARIABLES = {
-    "{stack}": "[a-z]+",
+    "{stack}": "(?:encoder|decoder)",
     "{layer}": "[0-9]+",
     "{step}": "[0-9]+",
     "{parameter}": r"(?:prompt_encoder|base_model)\..+",

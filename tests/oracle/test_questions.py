@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,12 @@ def test_every_stage_of_the_vectors_has_its_step() -> None:
                 assert tensor.kind == step.kind or summed, name
                 pairs = zip(tensor.axes, step.axes, strict=True)
                 assert {(own, axis) for own, axis in pairs if own != axis} <= OTHER_NAMES, name
+
+
+def test_step_of_does_not_hang_on_the_order_of_imports() -> None:
+    code = "import refpeft.positions; from refpeft.oracle.names import step_of; print(step_of('inputs.embeddings').name)"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == "inputs.embeddings\n"
 
 
 def test_step_of() -> None:
