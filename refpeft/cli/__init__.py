@@ -62,5 +62,19 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a console that lacks a sign must not end the run
 
 
-for _command in (check, fuzz, list_, explain, tour, smoke, answer, inspect, export, judge, init, report, diff):
+for _command in (
+    check,
+    fuzz,
+    list_,
+    explain,
+    tour,
+    smoke,
+    answer,
+    inspect,
+    export,
+    judge,
+    init,
+    report,
+    diff,
+):
     main.add_command(_command)
