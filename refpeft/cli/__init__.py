@@ -19,6 +19,7 @@ from refpeft.cli.files import export, init, judge
 from refpeft.cli.look import explain, list_, smoke
 from refpeft.cli.own import answer, inspect
 from refpeft.cli.reports import diff, report
+from refpeft.cli.verify import verify_statement
 
 FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO") if hasattr(errno, name))
 """What the system says when a disk has no room, or is broken."""
@@ -60,5 +61,18 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a console that lacks a sign must not end the run
 
 
-for _command in (check, list_, explain, smoke, answer, inspect, export, judge, init, report, diff):
+for _command in (
+    check,
+    list_,
+    explain,
+    smoke,
+    answer,
+    inspect,
+    export,
+    judge,
+    init,
+    report,
+    diff,
+    verify_statement,
+):
     main.add_command(_command)
