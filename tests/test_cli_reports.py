@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
+from oracle.fake_ports import Honest, KeysForValues
 from oracle.report.made import case, results, wrong
 
 from refpeft import cli
 from refpeft.cli import common
 from refpeft.oracle.report.kinds import make
 from refpeft.oracle.results import encode_results, read_results
+from refpeft.oracle.statement import encode_statement, statement_of
+from refpeft.oracle.vectors import golden_directory
 
 MUTANT, HONEST = "oracle.fake_ports:KeysForValues", "oracle.fake_ports:Honest"
+SMALL, SMALL_WRONG, CRASHING = (f"test_cli_reports:{name}" for name in ("Small", "SmallAndWrong", "Crashing"))
 FEW = ("-k", "mask/full", "-k", "prefix_encode/odd-layers")
 
 
@@ -25,6 +31,27 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs leave .refpeft in the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
+
+
+class Small(Honest):
+    """Answers little: a whole run takes a second."""
+
+    def start(self) -> dict[str, Any]:
+        return {**super().start(), "questions": ["mask", "prefix.encode"], "families": ["gpt2"]}
+
+
+class SmallAndWrong(Small, KeysForValues):
+    """With a mistake."""
+
+
+class Crashing(Small):
+    """Its version is another, and it raises."""
+
+    def start(self) -> dict[str, Any]:
+        return {**super().start(), "implementation": {"name": "fake", "language": "python", "version": "1"}}
+
+    def run(self, request: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+        raise ValueError("no")
 
 
 def run(*arguments: str, status: int = 0) -> Result:
@@ -221,4 +248,76 @@ def test_an_expected_failure_of_no_case_is_refused() -> None:
     assert error("check", "--expected-failures", "known.toml", "no_such_module:port") == (
         "'known.toml', entry 1: no case matches 'prefix_tuning/prefix_encode/odd'; `refpeft list` shows all. Correct it, or "
         "remove the entry."
+    )
+
+
+# ---------------------------------------------------------------- statements
+
+
+def test_a_statement_is_written_and_holds_until_it_does_not() -> None:
+    run("check", "--statement", "s.json", "--statement", "s.md", SMALL)
+    stated = json.loads(Path("s.json").read_text())
+    assert stated["golden"] == hashlib.sha256((golden_directory() / "manifest.json").read_bytes()).hexdigest()
+    assert stated["command"] == ["refpeft", "check", "--", SMALL]
+    assert [(level["level"], level["conforms"], level["decided"]) for level in stated["levels"]] == [
+        ("components", 50, 50)
+    ]
+    assert (
+        Path("s.md")
+        .read_text()
+        .startswith("`fake 0` (`python`) conforms to HF peft as recorded in `peft-0.21.2`.")
+    )
+    said = f"The statement about fake 0 of {stated['date']}"
+    assert run("verify-statement", "s.json", "--", SMALL).stdout == f"{said} holds.\n"
+    broken = run("verify-statement", "s.json", SMALL_WRONG, status=common.DIFFERS).stdout.splitlines()
+    assert broken[0] == "- components in float32: 10 of 50 conform, stated are 50 of 50"
+    assert broken[1].startswith(
+        "- failing, which is not stated: peft-0.21.2/prefix_tuning/prefix_encode/bert-odd-prefix-alone (float32), "
+    )
+    assert broken[1].endswith(" and 35 more")
+    assert broken[2] == f"{said} does not hold."
+    other = run("verify-statement", "s.json", CRASHING, status=common.DIFFERS).stdout
+    assert other.startswith("- the port's version is '1', stated is '0'\n")
+    assert run("verify-statement", "s.json", "--", "/no/such/port", status=common.UNREACHABLE).stdout == ""
+
+
+def test_a_statement_with_failures_says_which() -> None:
+    run("check", "--statement", "s.json", SMALL_WRONG, status=common.DIFFERS)
+    assert len(json.loads(Path("s.json").read_text())["failing"]) == 40
+    run("verify-statement", "s.json", SMALL_WRONG)
+    run("verify-statement", "s.json", SMALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("-k", "mask"), "--case"),
+        (("--profile", "float32", "--level", "model"), "--level, --profile"),
+        (("--golden", "."), "--golden"),
+        (("--last-failed",), "--last-failed"),
+    ],
+)
+def test_a_statement_is_about_a_whole_run(options: tuple[str, ...], named: str) -> None:
+    assert error("check", *options, "--statement", "s.json", "no_such_module:port") == (
+        f"A statement is about everything that the port can do: leave out {named}."
+    )
+
+
+def test_no_statement_of_a_run_that_was_cut_short() -> None:
+    result = run("check", "-x", "--statement", "s.json", SMALL_WRONG, status=common.CANNOT_WRITE)
+    assert result.stderr.endswith(
+        "Error: No statement: the run is partial (stopped at the first failure). Ask everything.\n"
+    )
+    assert not Path("s.json").exists()
+
+
+def test_a_statement_of_other_vectors_cannot_be_verified_here() -> None:
+    Path("s.json").write_text("{}")
+    assert error("verify-statement", "s.json", SMALL).startswith(
+        "'s.json' holds no statement of refpeft: Object missing"
+    )
+    made = statement_of(results(case()), "2026-01-02")
+    Path("s.json").write_bytes(encode_statement(msgspec.structs.replace(made, golden="0" * 64)))
+    assert error("verify-statement", "s.json", SMALL) == (
+        "'s.json' was made with other golden vectors, those of refpeft 1.2.3. Verify it with that one."
     )

@@ -20,6 +20,7 @@ from refpeft.cli.fuzz import fuzz
 from refpeft.cli.look import explain, list_, smoke, tour
 from refpeft.cli.own import answer, inspect
 from refpeft.cli.reports import diff, report
+from refpeft.cli.verify import verify_statement
 
 FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO") if hasattr(errno, name))
 """What the system says when a disk has no room, or is broken."""
@@ -62,19 +63,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a console that lacks a sign must not end the run
 
 
-for _command in (
-    check,
-    fuzz,
-    list_,
-    explain,
-    tour,
-    smoke,
-    answer,
-    inspect,
-    export,
-    judge,
-    init,
-    report,
-    diff,
-):
+_ASKING = (check, fuzz, export, judge, smoke, init)
+_LOOKING = (list_, explain, tour, answer, inspect, report, diff, verify_statement)
+for _command in (*_ASKING, *_LOOKING):
     main.add_command(_command)

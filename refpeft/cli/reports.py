@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ class Reports:
     """A file of runs, to which this one is appended."""
     expected: Expected | None
     """Failures that are expected."""
+    statements: tuple[Path, ...]
+    """Where to write what may be published."""
 
     def completed(self, results: Results) -> Results:
         """With what the command line knows of the run."""
@@ -46,6 +48,8 @@ class Reports:
         """Write each report, whole or not at all; ends with CANNOT_WRITE if one cannot be written."""
         if self.track:
             append(self.track, results)
+        if self.statements:
+            state(self.statements, results)
         from refpeft.oracle.report.kinds import make
 
         for kind, path in self.files:
@@ -61,6 +65,7 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
         report: tuple[str, ...],
         track: Path | None,
         expected_failures: Path | None,
+        statement: tuple[Path, ...],
         **options: Any,
     ) -> Any:
         from refpeft.errors import RefpeftError
@@ -74,10 +79,14 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
             expected = expectations(expected_failures, options) if expected_failures else None
         except RefpeftError as error:
             raise click.UsageError(str(error)) from None
-        for path in (*(path for _, path in files), *([track] if track else [])):
+        for path in (*(path for _, path in files), *([track] if track else []), *statement):
             require_place(path)
+        if statement:
+            require_whole(options)
         return command(
-            *args, reports=Reports(files, typed(click.get_current_context()), track, expected), **options
+            *args,
+            reports=Reports(files, typed(click.get_current_context()), track, expected, statement),
+            **options,
         )
 
     file = click.Path(dir_okay=False, path_type=Path)
@@ -86,6 +95,7 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--report", multiple=True, metavar="FILE", help="Write a report too: FILE.html, .md, .xml (JUnit), .json (results), .txt, badge.json; or KIND:FILE. Repeatable."),
             click.option("--track", type=file, metavar="FILE", help="Append this run to FILE, and say what has changed since the last one there."),
             click.option("--expected-failures", type=file, metavar="FILE", help="TOML that says which cases are expected to fail, and why; they do not fail the run."),
+            click.option("--statement", type=file, multiple=True, metavar="FILE", help="Write what may be published about the port: FILE.json, or FILE.md. Only of a whole run. Repeatable."),
         )
     ):  # fmt: skip
         run = option(run)
@@ -99,6 +109,50 @@ def expectations(path: Path, options: Mapping[str, Any]) -> Expected:
 
     known = None if options.get("base") else [v.case.id for v in all_vectors(options.get("golden"))]
     return read_expected(path, known)
+
+
+SELECTING = (
+    "patterns",
+    "levels",
+    "methods",
+    "golden",
+    "base",
+    "adapter",
+    "inputs",
+    "profiles",
+    "last_failed",
+)
+"""The options with which a run asks less, or something else."""
+
+
+def require_whole(options: Mapping[str, Any]) -> None:
+    """A usage error, before anything is asked, where no statement could be made."""
+    chosen = [
+        o.opts[-1]
+        for o in click.get_current_context().command.params
+        if o.name in SELECTING and options.get(o.name)
+    ]
+    if chosen:
+        raise click.UsageError(
+            f"A statement is about everything that the port can do: leave out {', '.join(chosen)}."
+        )
+
+
+def state(paths: Sequence[Path], results: Results) -> None:
+    """Write what may be published of a run; ends with CANNOT_WRITE if nothing may."""
+    from datetime import UTC, datetime
+
+    from refpeft.errors import RefpeftError
+    from refpeft.oracle.report.statement import markdown
+    from refpeft.oracle.statement import encode_statement, statement_of
+
+    try:
+        statement = statement_of(results, datetime.now(UTC).date().isoformat())
+    except RefpeftError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(CANNOT_WRITE)
+    for path in paths:
+        put(path, markdown(statement).encode() if path.suffix == ".md" else encode_statement(statement))
 
 
 def append(path: Path, results: Results) -> None:

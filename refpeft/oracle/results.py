@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,6 +16,9 @@ FORMAT = 1
 LARGEST = 2**28
 """Bytes of a document that is read; a full run with failures everywhere has about a tenth of that."""
 WRITTEN_BY = "Give a file that `refpeft check --report FILE.json` or `--format json` wrote."
+
+
+Document = TypeVar("Document")
 
 
 class ResultsError(RefpeftError):
@@ -63,23 +66,31 @@ def decode_results(data: bytes, name: str) -> Results:
     Raises:
         ResultsError: it is none.
     """
+    return decode_document(data, name, Results, f"no results of refpeft. {WRITTEN_BY}", FORMAT)
+
+
+def decode_document(data: bytes, name: str, kind: type[Document], otherwise: str, number: int) -> Document:
+    """A document of this kind and format; `otherwise` says what else it is, and what to do.
+
+    Raises:
+        ResultsError: it is another.
+    """
+    what, _, advice = otherwise.partition(". ")
     try:
         document = msgspec.json.decode(data)
     except (ValueError, RecursionError) as error:
-        raise ResultsError(f"'{name}' is not JSON: {error}. {WRITTEN_BY}") from error
+        raise ResultsError(f"'{name}' is not JSON: {error}. {advice}") from error
     try:
         head = msgspec.convert(document, _Format)
-    except ValueError as error:
-        raise ResultsError(f"'{name}' holds no results of refpeft: {error}. {WRITTEN_BY}") from error
-    if head.format != FORMAT:
-        raise ResultsError(
-            f"'{name}' has format {head.format}, written by refpeft {printable(head.refpeft)[:50]}; this refpeft reads "
-            f"format {FORMAT}. Read it with the refpeft that wrote it, or run the check again."
-        )
-    try:
-        return msgspec.convert(_plain(document), Results)
+        if head.format == number:
+            return msgspec.convert(_plain(document), kind)
     except (ValueError, RecursionError) as error:
-        raise ResultsError(f"'{name}' holds no results of refpeft: {error}. {WRITTEN_BY}") from error
+        said = printable(str(error))[:300]
+        raise ResultsError(f"'{name}' holds {what}: {said}. {advice}") from error
+    raise ResultsError(
+        f"'{name}' has format {head.format}, written by refpeft {printable(head.refpeft)[:50]}; this refpeft reads "
+        f"format {number}. Read it with the refpeft that wrote it, or run the check again."
+    )
 
 
 def _plain(value: Any) -> Any:
