@@ -142,7 +142,7 @@ stops = {stop.stage: stop for stop in tour().stops}
 assert list(stops)[-1] == "logits" and len(stops) == 42
 shares = [sum(head[:2]) for head in stops["decoder.layers.0.attention.weights"].values]
 assert all(0 < share < 1 for share in shares)  # λ of each head: what the prefix takes (papers.md)
-assert stops["inputs.position_ids"].values == 2 + 1  # the followed token is the second, behind two virtual ones
+assert stops["inputs.position_ids"].values == 2 + 1  # behind two virtual ones and t0
 assert stops["decoder.layers.1.attention.scores"].values[0][4] is None  # it does not see what comes after it
 ```
 """
