@@ -37,7 +37,7 @@ from refpeft.transformer.families import FAMILIES
 
 
 class ObjectPort:
-    """A Python object with `start()` and `run(request, inputs)`, found as `module:object` (clause PP-8).
+    """A Python object with `start()` and `run(request, inputs)`, found as `module:object`, or at hand (clause PP-8).
 
     `start()` returns the message of PP-2 as a dictionary. `run` gets the message of PP-3 as a dictionary and the input
     tensors as a dictionary of arrays; it returns a dictionary of arrays, or a message of PP-3 with its `seq`.
@@ -48,16 +48,11 @@ class ObjectPort:
 
     may_differ = True
 
-    def __init__(self, name: str, *, validate: bool = False) -> None:
+    def __init__(self, port: Any, *, validate: bool = False) -> None:
         self._answer: type[RunAnswer] = StrictRunAnswer if validate else RunAnswer
-        module, _, attribute = name.partition(":")
-        try:
-            with standard_output_to_error():  # standard output is refpeft's: its JSON goes there
-                target: Any = importlib.import_module(module)
-            for part in filter(None, attribute.split(".")):
-                target = getattr(target, part)
-        except Exception as error:
-            raise PortError(f"Can't import the port '{name}': {error}. Give it as module:object.") from error
+        named = isinstance(port, str)
+        target: Any = _imported(port) if named else port
+        name = port if named else type(port).__name__
         try:
             with standard_output_to_error():
                 self._object = target() if isinstance(target, type) else target
@@ -88,6 +83,18 @@ class ObjectPort:
 
     def close(self) -> None:
         """Nothing runs."""
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        with standard_output_to_error():  # standard output is refpeft's: its JSON goes there
+            target: Any = importlib.import_module(module)
+        for part in filter(None, attribute.split(".")):
+            target = getattr(target, part)
+    except Exception as error:
+        raise PortError(f"Can't import the port '{name}': {error}. Give it as module:object.") from error
+    return target
 
 
 def _own(value: Any) -> Any:
