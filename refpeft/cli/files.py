@@ -60,7 +60,7 @@ def export(
     click.echo(f"{count} questions in '{directory}'; '{directory / 'README.txt'}' says how to answer them.")
 
 
-@click.command(short_help="Judge the answers in a directory that `refpeft export` made.")
+@click.command(short_help="Judge the answers in a directory of exported questions.")
 @click.option("--name", help="What the port is called in the report [default: the directory's name].")
 @click.option("--language", default="unknown", help="What it is written in.")
 @click.option(
@@ -117,7 +117,7 @@ def judge(
     sys.exit(INTERRUPTED if interrupted else exit_status(results))
 
 
-@click.command(short_help="Write the beginning of a port: python, javascript, rust or elixir.")
+@click.command(short_help="Write the beginning of a port, in one of four languages.")
 @click.argument("language", type=click.Choice(LANGUAGES))
 @click.argument("directory", type=click.Path(path_type=Path), default="my-port")
 def init(language: str, directory: Path) -> None:

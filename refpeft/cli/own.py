@@ -98,7 +98,7 @@ def answer(base: Path, adapter: Path, inputs: Path | None, dtype: str, gradients
     )
 
 
-@click.command(short_help="Say what an adapter's directory holds, and what is wrong with it.")
+@click.command(short_help="Say what an adapter's directory holds, and what is wrong.")
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option(
     "--base",

@@ -256,7 +256,7 @@ def report(form: str, output: Path | None, results: Path) -> None:
     put(output, made)
 
 
-@click.command(short_help="Compare two runs: what fails newly, passes newly, comes nearer to its budget.")
+@click.command(short_help="Compare the results of two runs.")
 @form_option
 @click.option(
     "--factor",

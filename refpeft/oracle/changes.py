@@ -100,8 +100,10 @@ def _drift(then: CaseResult, case: CaseResult, factor: float) -> Drift | None:
 
 def share(difference: Difference) -> float:
     """How much of its budget an error spends; nothing where there is no budget."""
-    error = float(difference.error)
-    return error / difference.budget if difference.budget > 0 and math.isfinite(error) else 0.0
+    error = difference.error
+    if isinstance(error, str) or difference.budget <= 0 or not math.isfinite(error):
+        return 0.0
+    return error / difference.budget
 
 
 def in_words(found: Changes) -> str:

@@ -64,6 +64,17 @@ def test_a_window_around_the_worst_element() -> None:
     assert max(abs(x) for line in attention.difference for x in line) < 1e-12
 
 
+def test_a_masked_score_is_not_worst() -> None:
+    """Any large negative number is right there (JG-5)."""
+    scores = "decoder.layers.1.attention.scores"
+    wanted = answer(ask_of(vector(FORWARD))).tensors[scores]
+    masked = numpy.argwhere(numpy.asarray(wanted[0, 0]) < -1e5)[0]
+    found, _ = excerpts(
+        FORWARD, scores, lambda x: put(x[0, 1, 7, 0] + 2, 0, 1, 7, 0)(put(-1e4, 0, 0, *masked)(x))
+    )
+    assert (found.at, found.worst) == ("row 0, head 1", [7, 0])
+
+
 def test_what_is_no_number_is_worst_and_a_string() -> None:
     found, _ = excerpts(FORWARD, "logits", lambda x: put(numpy.nan, 0, 7, 3)(put(99.5, 1, 6, 2)(x)))
     assert (found.at, found.worst) == ("row 0", [7, 3])

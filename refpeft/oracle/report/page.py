@@ -36,7 +36,7 @@ from refpeft.oracle.report.terminal import (
 
 WEB = Path(__file__).parent / "web"
 CHAINS = 150
-"""Of so many failing cases the chain of stages is shown."""
+"""Of so many failing cases without excerpts the chain of stages is shown; of those with excerpts, of all."""
 BEHIND, AHEAD = 3, 6
 """Stages of a chain shown before the first difference and after it."""
 MAP_WIDTH, LARGEST_CELL = 230, 15
@@ -201,9 +201,10 @@ class _View:
     def _chain(self, case: CaseResult) -> Iterator[dict[str, Any]]:
         """The stages around the first difference; of those further away, how many there are."""
         names = [d.name for d in case.differences]
-        if case.first is None or case.first.name not in names or self._chains >= CHAINS:
+        full = self._chains >= CHAINS and not case.excerpts
+        if case.first is None or case.first.name not in names or full:
             return
-        self._chains += 1
+        self._chains += not case.excerpts
         place = names.index(case.first.name)
         start, end = max(0, place - BEHIND), place + AHEAD + 1
         if start:
@@ -235,8 +236,8 @@ class _View:
         )
         height, width = len(excerpt.expected), min(map(len, excerpt.expected), default=0)
         alike = all(len(t) == height and all(len(row) == width for row in t) for _, t in tables)
-        places = [*excerpt.start, *excerpt.worst, *excerpt.size]
-        if not (height and width and alike and len(places) == 6):
+        placed = all(len(place) == 2 for place in (excerpt.start, excerpt.worst, excerpt.size))
+        if not (height and width and alike and placed):
             return {"excerpt": excerpt, "panels": []}
         top, left = excerpt.start
         self._numbers.append([top, left, excerpt.expected, excerpt.given, excerpt.difference])

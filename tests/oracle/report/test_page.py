@@ -20,7 +20,7 @@ from oracle.report.made import BEFORE, EXCERPT, OVER, case, hostile, results, wr
 from support import REQUIRED, need
 
 from refpeft.oracle.claims import Finding, Known
-from refpeft.oracle.report.page import link, page
+from refpeft.oracle.report.page import CHAINS, link, page
 
 FINDING = Finding(
     "mutant", "M01 all keys first", ["peft-0.21.2/prefix_tuning/prefix_encode/odd-layers (float32)"], 1,
@@ -94,6 +94,15 @@ def test_an_expected_failure_says_why() -> None:
     assert "https://example.org/7" in {a.get("href") for a in Elements(html).of("a")}
 
 
+def test_chains_are_shown_of_as_many_cases_as_a_page_bears() -> None:
+    bare = [msgspec.structs.replace(wrong(f"a/b/{i}"), excerpts=[]) for i in range(CHAINS + 7)]
+    html = page(results(*bare, wrong()))
+    assert len(Elements(html).of("details")) == CHAINS + 8
+    assert html.count('<table class="chain">') == CHAINS + 1
+    chain = plain(page(results(wrong())))
+    assert "prefix.flat 0.002 × budget 29.9 bits prefix.layers.0.key 3e6 × budget -0.4 bits" in chain
+
+
 @pytest.mark.parametrize("made", [FAILING, hostile(), results()])
 def test_it_asks_nothing_of_anybody(made: Any) -> None:
     """Scripts and styles have their hashes in the policy; addresses are within the page, or data."""
@@ -129,7 +138,9 @@ def test_hostile_words_are_words() -> None:
 def test_what_is_wrong_in_a_document_of_somebody_is_no_crash() -> None:
     torn = msgspec.structs.replace(EXCERPT, given=[[1.0]], worst=[5, 5])
     strange = msgspec.structs.replace(
-        wrong(), excerpts=[torn, msgspec.structs.replace(EXCERPT, start=[])], profile="?"
+        wrong(),
+        excerpts=[torn, *(msgspec.structs.replace(EXCERPT, start=place) for place in ([], [1, 2, 3]))],
+        profile="?",
     )
     odd = msgspec.structs.replace(
         case("NONCONFORMING", first=OVER, differences=[BEFORE]), case="no-slash", level="?"
