@@ -195,7 +195,7 @@ def test_the_same_seed_asks_the_same(tmp_path: Path) -> None:
 
 def test_nothing_is_left_of_what_conforms(tmp_path: Path) -> None:
     searched(ReferencePort(), tmp_path, 10)
-    assert not [path for path in (tmp_path / "drawn/models").iterdir()]
+    assert not list((tmp_path / "drawn/models").iterdir())
     assert not (tmp_path / "answers").exists()
 
 
