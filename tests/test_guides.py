@@ -62,7 +62,7 @@ def marked(page: str) -> dict[str, str]:
 
 
 def refpeft(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(directory), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(directory), str(HERE.parents[1]), str(Path(__file__).parent)])
     return subprocess.run(
         [sys.executable, "-m", "refpeft", *arguments],
         cwd=directory,

@@ -53,8 +53,16 @@ class _Collecting:
     def pytest_collection_modifyitems(
         self, session: pytest.Session, items: list[pytest.Item]
     ) -> Iterator[None]:
-        items.extend(Suite.from_parent(session, name=SUITE, nodeid=SUITE).collect())
+        suite = Suite.from_parent(session, name=SUITE, nodeid=SUITE)
+        items.extend(suite.collect())
         return (yield)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """End the port."""
+        for item in session.items:
+            if isinstance(item, Question):
+                item.case.asking.close()
+                return
 
 
 class Suite(pytest.Collector):
