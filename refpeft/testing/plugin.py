@@ -44,6 +44,27 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "refpeft: a golden case that a port is asked about (--refpeft-port)")
     if config.getoption("--refpeft-port") is not None:
         config.pluginmanager.register(_Collecting(), "refpeft-collecting")
+        if getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput"):
+            for case in _cases(config)[:1]:  # workers cannot say what is wrong with an option
+                case.asking.close()
+
+
+def _cases(config: pytest.Config) -> list[ConformanceCase]:
+    """What the options choose.
+
+    Raises:
+        pytest.UsageError: the port cannot be reached, or an option has a value that there is not.
+    """
+    from refpeft.errors import RefpeftError
+    from refpeft.testing.conformance import conformance_cases
+
+    option = config.getoption
+    try:
+        return conformance_cases(
+            option("--refpeft-port"), levels=option("--refpeft-level"), profiles=option("--refpeft-profile")
+        )
+    except RefpeftError as error:
+        raise pytest.UsageError(f"--refpeft-port: {error}") from None
 
 
 class _Collecting:
@@ -69,24 +90,8 @@ class Suite(pytest.Collector):
     """All cases of one port."""
 
     def collect(self) -> Iterator[Question]:
-        """Each as a test.
-
-        Raises:
-            pytest.UsageError: the port cannot be reached, or an option has a value that there is not.
-        """
-        from refpeft.errors import RefpeftError
-        from refpeft.testing.conformance import conformance_cases
-
-        option = self.config.getoption
-        try:
-            cases = conformance_cases(
-                option("--refpeft-port"),
-                levels=option("--refpeft-level"),
-                profiles=option("--refpeft-profile"),
-            )
-        except RefpeftError as error:
-            raise pytest.UsageError(f"--refpeft-port: {error}") from None
-        for case in cases:
+        """Each as a test."""
+        for case in _cases(self.config):
             yield Question.from_parent(self, name=case.name, nodeid=f"{SUITE}::{case.name}", case=case)
 
 

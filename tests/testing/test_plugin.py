@@ -83,8 +83,11 @@ def test_what_there_is_not_is_said_once(pytester: pytest.Pytester, option: str, 
     assert list(filter(None, result.errlines)) == [f"ERROR: --refpeft-port: {message}"]
 
 
-def test_a_port_that_cannot_be_reached_is_one_error(pytester: pytest.Pytester) -> None:
-    result = run(pytester, "no_such_module:port")
+@pytest.mark.parametrize("workers", [(), ("-n", "2")])
+def test_a_port_that_cannot_be_reached_is_one_error(
+    pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    result = run(pytester, "no_such_module:port", *workers)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert list(filter(None, result.errlines)) == [
         "ERROR: --refpeft-port: Can't import the port 'no_such_module:port': No module named 'no_such_module'. Give it as module:object."
