@@ -29,6 +29,7 @@ REPLAYING = (
     "oracle",
     "ports",
     "testing",
+    "test_cli_fuzz",
     "test_every_family",
     "test_generation",
     "test_live",

@@ -28,7 +28,7 @@ from refpeft.oracle.cases import ask_of
 from refpeft.oracle.questions import COMMON, GRADIENTS, PARAMETERS, PREFIX, PROMPT
 from refpeft.oracle.stage_names import kind_of
 from refpeft.oracle.validity import Validity
-from refpeft.oracle.vectors import DIALECT, DRAWN, FORMAT, Case, Tensor, Vector
+from refpeft.oracle.vectors import DIALECT, DRAWN, FORMAT, Case, Tensor, Vector, golden_directory
 from refpeft.tensors import write_tensors
 from refpeft.transformer.columns import LAYER
 from refpeft.transformer.config import ModelConfig
@@ -158,10 +158,9 @@ def complete(vector: Vector) -> None:
 
 
 def discard(vector: Vector) -> None:
-    """Remove the case and its base model."""
+    """Remove the case, and its base model, which is there even where the question is asked without it."""
+    shutil.rmtree(golden_directory(vector.directory) / "models" / vector.directory.name, ignore_errors=True)
     shutil.rmtree(vector.directory, ignore_errors=True)
-    if vector.model_directory is not None:
-        shutil.rmtree(vector.model_directory, ignore_errors=True)
 
 
 def is_blind(vector: Vector) -> bool:

@@ -154,11 +154,11 @@ def test_the_time_limit_ends_the_search(tmp_path: Path) -> None:
 
 
 def test_a_time_limit_amid_shrinking_keeps_the_smallest_so_far(tmp_path: Path) -> None:
-    """The clock stops once five wrong answers were seen."""
+    """The clock stops at the fifth wrong answer."""
     found = Search(Mistaken(RELU), tmp_path, until=float("inf"))
 
     def advance() -> None:
-        if len(found.wrong) == 5:
+        if len(found.wrong) == 4:  # the fifth is counted, and not yet kept
             found.until = 0.0
 
     found.advance = advance
