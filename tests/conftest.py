@@ -33,6 +33,7 @@ REPLAYING = (
     "test_every_family",
     "test_generation",
     "test_live",
+    "test_traceability",
     "test_trainer",
 )
 """How the paths of tests begin that replay the specification."""
