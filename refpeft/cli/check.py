@@ -20,6 +20,7 @@ from refpeft.cli.common import (
     plan,
     print_results,
     reach,
+    scheduler_option,
     select,
     selecting,
     several,
@@ -47,6 +48,7 @@ from refpeft.cli.reports import Reports, reporting
 @click.option("--last-failed", is_flag=True, help="Only the cases that failed in the last run here.")
 @click.option("-x", "--fail-fast", is_flag=True, help="Stop at the first failure.")
 @shard_option
+@scheduler_option
 @timeout_option
 @click.option(
     "-j",
@@ -80,6 +82,7 @@ def check(
     last_failed: bool,
     fail_fast: bool,
     shard: tuple[int, int],
+    scheduler: str | None,
     timeout: float | None,
     jobs: int,
     validate: bool,
@@ -110,7 +113,7 @@ def check(
     (part, parts), wanted = shard, len(vectors)
     vectors = vectors[part - 1 :: parts]
     end_on_signals()
-    reached, jobs = several(reach(port, timeout, validate), jobs)
+    reached, jobs = several(reach(port, timeout, validate, scheduler), jobs)
     partial = bool(golden or patterns or levels or methods or last_failed or len(vectors) < wanted)
     try:
         selection = plan(reached, vectors, profiles, partial)

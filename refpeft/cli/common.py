@@ -87,6 +87,13 @@ def _parts(ctx: click.Context, parameter: click.Parameter, given: str) -> tuple[
     return int(part), int(parts)
 
 
+scheduler_option = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Ask on the workers of this Dask cluster, which have refpeft and PORT in the same places.",
+)
+
+
 shard_option = click.option(
     "--shard",
     callback=_parts,
@@ -179,12 +186,18 @@ def end_on_signals() -> None:
                 signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
-def reach(command: Sequence[str], timeout: float | None, validate: bool) -> Port:
-    """The port that the command line names; ends with UNREACHABLE if it cannot be reached."""
+def reach(
+    command: Sequence[str], timeout: float | None, validate: bool, scheduler: str | None = None
+) -> Port:
+    """The port that the command line names, here or on a cluster; ends with UNREACHABLE if it cannot be reached."""
     from refpeft.oracle.port import open_port
     from refpeft.oracle.reply import PortError
 
     try:
+        if scheduler is not None:
+            from refpeft.oracle.cluster import ClusterPort
+
+            return ClusterPort(command, scheduler, timeout, validate=validate)
         return open_port(command, timeout, validate=validate)
     except PortError as error:
         click.echo(f"Error: {error}", err=True)
@@ -196,6 +209,9 @@ def several(port: Port, jobs: int) -> tuple[Port, int]:
     from refpeft.oracle.process import ProcessPort
     from refpeft.oracle.side_by_side import Fleet
 
+    workers: int = getattr(port, "workers", 0)
+    if workers:  # of a cluster: one question for each
+        return port, workers
     if jobs == 1:
         return port, 1
     if isinstance(port, ProcessPort):

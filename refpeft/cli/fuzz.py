@@ -26,14 +26,17 @@ from refpeft.cli.common import (
     end_on_signals,
     form_option,
     reach,
+    scheduler_option,
     shard_option,
     tell_strays,
     timeout_option,
 )
 
 if TYPE_CHECKING:
+    from refpeft.oracle.drawn import Drawn
     from refpeft.oracle.fuzzed import Fuzzed
     from refpeft.oracle.reply import Port
+    from refpeft.oracle.search import Search
 
 QUESTIONS = ("mask", "prefix.encode", "inputs", "attention", "forward", "gradients", "training", "generate", "checkpoint.load", "checkpoint.save")  # fmt: skip
 """What can be drawn: the keys of `refpeft.oracle.drawn.CLAUSES`."""
@@ -90,6 +93,7 @@ FAST = Path("/dev/shm")  # noqa: S108
     help="Numbers to compute in; default: all that the port declares.",
 )
 @shard_option
+@scheduler_option
 @timeout_option
 @form_option
 @click.argument("port", nargs=-1, type=click.UNPROCESSED)
@@ -102,6 +106,7 @@ def fuzz(
     questions: tuple[str, ...],
     profiles: tuple[str, ...],
     shard: tuple[int, int],
+    scheduler: str | None,
     timeout: float | None,
     form: str,
     port: tuple[str, ...],
@@ -118,7 +123,7 @@ def fuzz(
     from refpeft.errors import RefpeftError
 
     end_on_signals()
-    reached = reach(port, timeout, validate=False)
+    reached = reach(port, timeout, validate=False, scheduler=scheduler)
     try:
         with _work() as work:
             fuzzed = _search(
@@ -172,13 +177,13 @@ def _search(
     max_examples, given, time_limit = limits
     (families, methods, questions, profiles), started = chosen, time.monotonic()
     seed = secrets.randbelow(2**32) if given is None else given
-    strategy = cases(
-        port.abilities,
-        families=families,
-        methods=methods,
-        questions=questions,
-        profiles=_declared(port, profiles),
-    )
+    choices = {
+        "families": families,
+        "methods": methods,
+        "questions": questions,
+        "profiles": _declared(port, profiles),
+    }
+    strategy = cases(port.abilities, **choices)
     evidence, state, kept = Evidence(), STATE / "fuzz", []
     search = Search(port, work, until=None if time_limit is None else started + time_limit)
     try:
@@ -189,12 +194,45 @@ def _search(
     found, example = fuzzed.of_kept(kept, evidence, port), None
     if found is None and not search.ended:
         with _progress(form, max_examples) as search.advance:
-            search.run(strategy, max_examples=max_examples, seed=fuzzed.seed_of(seed, shard))
+            workers = getattr(port, "workers", 1)
+            if workers > 1:
+                _search_there(port, search, (choices, max_examples, fuzzed.seed_of(seed, shard)))
+            else:
+                search.run(strategy, max_examples=max_examples, seed=fuzzed.seed_of(seed, shard))
         smallest = fuzzed.of_search(search, state)
         example, found = smallest or (None, None)
     seconds = time.monotonic() - started
     shown = "" if shard == (1, 1) else f"{shard[0]}/{shard[1]}"
     return fuzzed.result_of(port, search, seed, seconds, kept, found, example, shown)
+
+
+def _search_there(port: Any, search: Search, whole: tuple[dict[str, Any], int, int]) -> None:
+    """A search on each worker of a cluster; the smallest wrong answer is asked for once more, from here.
+
+    Of the smallest each worker knows; which of those is the smallest is seen when they are asked again.
+    """
+    from refpeft.oracle.fuzzed import seed_of
+
+    choices, max_examples, seed = whole
+    share = -(-max_examples // port.workers)
+    seconds = None if search.until is None else search.until - time.monotonic()
+    parts = [
+        (choices, share, seed_of(seed, (part, port.workers)), seconds) for part in range(1, port.workers + 1)
+    ]
+    for counts, first_at, ended, smallest in port.each(_searched, parts):
+        search.take(counts, first_at, ended, smallest)
+
+
+def _searched(port: Port, wanted: tuple[Any, ...]) -> tuple[dict[str, int], int, str, Drawn | None]:
+    """A whole search, where this runs: counts, when the first wrong answer came, why it ended early, the smallest."""
+    from refpeft.oracle.search import Search
+    from refpeft.testing import cases
+
+    choices, max_examples, seed, seconds = wanted
+    with _work() as work:
+        search = Search(port, work, until=None if seconds is None else time.monotonic() + seconds)
+        search.run(cases(port.abilities, **choices), max_examples=max_examples, seed=seed)
+        return dict(search.counts), search.first_at, search.ended, search.found[0] if search.found else None
 
 
 def _declared(port: Port, profiles: Sequence[str]) -> list[str]:

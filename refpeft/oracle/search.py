@@ -10,7 +10,7 @@ import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,14 @@ class Search:
             self.ended = "nothing could be drawn"
         except KeyboardInterrupt:
             self.ended = "interrupted"
+
+    def take(self, counts: Mapping[str, int], first_at: int, ended: str, smallest: Drawn | None) -> None:
+        """What another search came to; its smallest wrong answer is asked for again, here."""
+        if smallest is not None:
+            self.first_at = min(first_at, self.first_at or first_at)
+            self._is_right(smallest)
+        self.counts.update(counts)
+        self.ended = self.ended or ended
 
     def _is_right(self, drawn: Drawn) -> bool:
         """Whether the answer to a question is right; one that was asked before is not asked again."""
