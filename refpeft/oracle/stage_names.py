@@ -78,10 +78,14 @@ def _input(name: str, task_type: str, *, prefix: bool) -> Any:
 def kind_of(name: str, kind: Kind, config: ModelConfig) -> Kind:
     """How a stage is compared (JG-2): as its step says, but for embeddings that no port has without rounding.
 
-    Where rows of the token table are multiplied, they are no copies any more; and where they are multiplied or projected, what
-    positions are added to is rounded already, and may nearly cancel them.
+    Where rows of the token table are multiplied, they are no copies any more; and where they are multiplied, projected, or summed with
+    types, what positions are added to is rounded already, and may nearly cancel them.
     """
     if name == "inputs.embeddings":
         return kind if config.embedding_scale == 1.0 else "elementary"
-    plain = config.embedding_scale == 1.0 and config.embedding_width == config.hidden_size
+    plain = (
+        config.embedding_scale == 1.0
+        and config.embedding_width == config.hidden_size
+        and not config.token_types
+    )
     return "composite" if name in ("encoder.embeddings", "decoder.embeddings") and not plain else kind

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy
 import pytest
-from support import tiny_base, tiny_config
+from support import tiny_base, tiny_config, tiny_model
 
 import refpeft
-from refpeft.oracle.stage_names import stage_names
+from refpeft.oracle.stage_names import kind_of, stage_names
 from refpeft.steps import recording
 
 
@@ -25,3 +25,14 @@ def test_names_kinds_and_order_are_those_of_a_real_pass(prefix: bool, given: tup
     named = stage_names(tiny_config(), frozenset(given), prefix=prefix)
     assert list(named) == list(stages)
     assert named == {name: numpy.asarray(value).dtype.kind == "f" for name, value in stages.items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "embeddings", "inputs"),
+    [("gpt2", "elementary", "exact"), ("bert", "composite", "exact"), ("gemma", "composite", "elementary")],
+)
+def test_embeddings_are_compared_as_what_they_are_made_of(family: str, embeddings: str, inputs: str) -> None:
+    """Positions are added to rows of a table; or to a sum with types, or a product, which is rounded already."""
+    config = tiny_model(family).config
+    assert kind_of("decoder.embeddings", "elementary", config) == embeddings
+    assert kind_of("inputs.embeddings", "exact", config) == inputs
