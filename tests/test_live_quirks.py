@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -366,3 +367,22 @@ def test_a_prompt_is_not_scaled_but_starts_from_scaled_rows(tmp_path: Path, fami
     with torch.no_grad():
         numpy.testing.assert_array_equal(models.theirs.get_prompt(1)[0].numpy(), models.table())
     models.ask(**({"labels": LABELS} if family == "bart" else {}))
+
+
+def test_a_start_token_that_no_file_states_is_refused_by_hf_alone(tmp_path: Path) -> None:
+    """HF's configuration object has BART's default, but `generate` looks at what was written; refpeft takes the default (GN-9)."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    stated = {"model_type": "bart", **tiny_values("bart")}
+    sparse = {name: value for name, value in stated.items() if not name.endswith("_token_id")}
+    directory = write_base(sparse, "SEQ_2_SEQ_LM", 0, tmp_path / "base")
+    (directory / "config.json").write_text(json.dumps(sparse))
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    model = AutoModelForSeq2SeqLM.from_pretrained(directory)
+    assert model.config.decoder_start_token_id == 2
+    with pytest.raises(ValueError, match="decoder_start_token_id"):
+        model.generate(torch.tensor(IDS), max_new_tokens=2)
+    base = refpeft.load_base_model(directory)
+    config = refpeft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=VIRTUAL)
+    tokens = refpeft.get_peft_model(base, config, seed=0).generate(IDS, max_new_tokens=2)
+    assert (tokens[:, 0] == 2).all()
