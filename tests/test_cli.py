@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from oracle.fake_ports import START, command
 
 from refpeft import __version__, cli
-from refpeft.cli import common
+from refpeft.cli import common, options
 from refpeft.oracle import budget, questions
 from refpeft.oracle.cases import in_order
 from refpeft.oracle.explain import clause_title, explain
@@ -710,9 +710,9 @@ def test_what_help_says() -> None:
 
 
 def test_the_choices_are_those_of_the_oracle() -> None:
-    assert common.LEVELS == questions.LEVELS
-    assert (*questions.METHODS, questions.COMMON) == common.METHODS
-    assert tuple(budget.PROFILES) == common.PROFILES
+    assert options.LEVELS == questions.LEVELS
+    assert (*questions.METHODS, questions.COMMON) == options.METHODS
+    assert tuple(budget.PROFILES) == options.PROFILES
     assert (common.CONFORMS, common.DIFFERS, common.USAGE, common.UNREACHABLE, common.UNDECIDED) == (
         0,
         1,

@@ -17,6 +17,10 @@ import pytest
 from support import need
 
 need("distributed")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Dask's, of sockets when a cluster ends
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 ROOT, TESTS = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent
 ASKED = ("-k", "common/mask", "-k", "encode/odd*", "-k", "forward/left-padding", "-k", "checkpoint/save")
@@ -27,10 +31,10 @@ TIMES = ("seconds", "command", "again", "reproduce")
 def cluster() -> Iterator[Any]:
     from distributed import LocalCluster
 
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(TESTS)])  # of the workers
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as local:
-        yield local
-    del os.environ["PYTHONPATH"]
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(TESTS)]))
+        with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as local:
+            yield local
 
 
 def refpeft(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -86,11 +90,13 @@ def test_a_search_finds_and_shrinks_there(cluster: Any, tmp_path: Path) -> None:
     assert json.loads(honest.stdout)["examples"] > 20
 
 
-def test_a_worker_that_is_killed_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_loses_nothing_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One of two is killed once some cases are answered; the questions it had are asked of the other."""
     from distributed import LocalCluster
 
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(TESTS)])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(TESTS)]))
     pattern = ("-k", "*prefix_tuning/prefix_encode/*")
     here = verdicts(refpeft(tmp_path, "check", *pattern, "oracle.fake_ports:Honest"))
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as local:
@@ -110,7 +116,6 @@ def test_a_worker_that_is_killed_loses_nothing_and_doubles_nothing(tmp_path: Pat
             tmp_path, "check", "--scheduler", local.scheduler_address, *pattern, "oracle.fake_ports:Honest"
         )
         killing.join(60)
-    del os.environ["PYTHONPATH"]
     assert killed.is_set()
     assert verdicts(there) == here
     assert len(here) == len({case["case"] for case in here}) > 40

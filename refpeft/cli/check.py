@@ -9,23 +9,25 @@ import click
 
 from refpeft.cli.common import (
     INTERRUPTED,
-    PROFILES,
     STATE,
     ask_everything,
     end_on_signals,
     exit_status,
     failed_before,
-    form_option,
-    of_own_model,
     plan,
     print_results,
     reach,
-    scheduler_option,
     select,
-    selecting,
     several,
-    shard_option,
     tell_strays,
+)
+from refpeft.cli.options import (
+    PROFILES,
+    form_option,
+    of_own_model,
+    scheduler_option,
+    selecting,
+    shard_option,
     timeout_option,
 )
 from refpeft.cli.own import select_own

@@ -7,16 +7,8 @@ from pathlib import Path
 
 import click
 
-from refpeft.cli.common import (
-    INTERRUPTED,
-    PROFILES,
-    STATE,
-    ask_everything,
-    exit_status,
-    print_results,
-    select,
-    selecting,
-)
+from refpeft.cli.common import INTERRUPTED, STATE, ask_everything, exit_status, print_results, select
+from refpeft.cli.options import PROFILES, selecting
 from refpeft.cli.reports import Reports, reporting
 
 LANGUAGES = ("python", "javascript", "rust", "elixir")

@@ -17,20 +17,15 @@ from refpeft.cli.common import (
     CONFORMS,
     DIFFERS,
     INTERRUPTED,
-    METHODS,
-    PROFILES,
     STATE,
     UNDECIDED,
     UNREACHABLE,
     as_json,
     end_on_signals,
-    form_option,
     reach,
-    scheduler_option,
-    shard_option,
     tell_strays,
-    timeout_option,
 )
+from refpeft.cli.options import METHODS, PROFILES, form_option, scheduler_option, shard_option, timeout_option
 
 if TYPE_CHECKING:
     from refpeft.oracle.drawn import Drawn

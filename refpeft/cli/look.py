@@ -7,18 +7,8 @@ from pathlib import Path
 
 import click
 
-from refpeft.cli.common import (
-    CONFORMS,
-    UNREACHABLE,
-    as_json,
-    end_on_signals,
-    form_option,
-    reach,
-    select,
-    selecting,
-    tell_strays,
-    timeout_option,
-)
+from refpeft.cli.common import CONFORMS, UNREACHABLE, as_json, end_on_signals, reach, select, tell_strays
+from refpeft.cli.options import form_option, selecting, timeout_option
 
 
 @click.command(name="list")

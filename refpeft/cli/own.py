@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from refpeft.cli.common import CONFORMS, DIFFERS, as_json, choose, form_option, of_own_model
+from refpeft.cli.common import CONFORMS, DIFFERS, as_json, choose
+from refpeft.cli.options import form_option, of_own_model
 
 if TYPE_CHECKING:
     from refpeft.oracle.vectors import Vector

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refpeft.cli.common import CANNOT_WRITE, CONFORMS, DIFFERS, as_json, form_option
+from refpeft.cli.common import CANNOT_WRITE, CONFORMS, DIFFERS, as_json
+from refpeft.cli.options import form_option
 
 if TYPE_CHECKING:
     from refpeft.oracle.expected_failures import Expected

@@ -20,8 +20,8 @@ from refpeft.cli.common import (
     select,
     several,
     tell_strays,
-    timeout_option,
 )
+from refpeft.cli.options import timeout_option
 
 
 @click.command(

@@ -27,7 +27,7 @@ from refpeft.oracle import drawn_inputs, names, questions
 from refpeft.oracle.cases import ask_of
 from refpeft.oracle.questions import COMMON, GRADIENTS, PARAMETERS, PREFIX, PROMPT
 from refpeft.oracle.stage_names import kind_of
-from refpeft.oracle.validity import Validity
+from refpeft.oracle.validity import blind_positions
 from refpeft.oracle.vectors import DIALECT, DRAWN, FORMAT, Case, Tensor, Vector, golden_directory
 from refpeft.tensors import write_tensors
 from refpeft.transformer.columns import LAYER
@@ -165,19 +165,7 @@ def discard(vector: Vector) -> None:
 
 def is_blind(vector: Vector) -> bool:
     """Whether a position that is compared sees no key at all: what HF computes there is an artefact of its masks."""
-    ask = ask_of(vector)
-    valid = Validity.of(ask)
-    for name, value in vector.expected.items():
-        step = names.step_of(name)
-        if step is None or not name.endswith("visible") or value.dtype != bool:
-            continue
-        blind = ~value.any(axis=-1)
-        counted = valid.of_tensor(step.axes, value.shape).any(axis=-1)
-        last = numpy.zeros_like(blind)
-        last[:, -1] = ask.question == "generate"  # what the first new token is chosen from
-        if (blind & (counted | last)).any():
-            return True
-    return False
+    return any(True for _ in blind_positions(ask_of(vector), vector.expected))
 
 
 # ---------------------------------------------------------------- the base model

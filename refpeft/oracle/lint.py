@@ -24,7 +24,7 @@ from refpeft.oracle.floors import floors
 from refpeft.oracle.names import step_of
 from refpeft.oracle.questions import LEVELS, PARAMETERS, QUESTIONS, TOKENS, answer, is_required
 from refpeft.oracle.tokens import Decisions
-from refpeft.oracle.validity import Validity
+from refpeft.oracle.validity import blind_positions
 from refpeft.oracle.vectors import DIALECT, FORMAT, Vector, VectorError, read_vector
 from refpeft.tensors import read_tensors
 
@@ -296,11 +296,8 @@ def _answered(vector: Vector, place: str) -> Iterator[str]:
         yield "its stages are not in the order of computation"
     if names[: len(stages)] != stages:
         yield "a gradient stands before a stage that it depends on"
-    for name, visible in computed.items():
-        if name.endswith("visible") and step_of(name):
-            counted = Validity.of(ask).of_tensor(["batch", "query"], visible.shape[:2])
-            for row, query in numpy.argwhere(counted & ~numpy.any(visible, axis=-1)):
-                yield f"{name}: query {query} of row {row} counts, and sees no key"
+    for name, row, query in blind_positions(ask, computed):
+        yield f"{name}: query {query} of row {row} counts, and sees no key"
 
 
 def _decided(vector: Vector, place: str) -> Iterator[str]:

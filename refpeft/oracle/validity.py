@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from refpeft.decoding import as_generation_config, begin
 from refpeft.ops import IGNORE_INDEX
+from refpeft.oracle import names
 from refpeft.oracle.questions import PREFIX, Ask
 
 
@@ -162,3 +163,20 @@ def _expanded_mask(ask: Ask) -> NDArray[Any] | None:
         return None  # what is added stands behind a start token, unmasked
     options = as_generation_config(dict(ask.arguments))
     return begin(ask.inputs["input_ids"], ask.inputs.get("attention_mask"), options)[1].attention_mask
+
+
+def blind_positions(ask: Ask, computed: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, int, int]]:
+    """Stage, row and query of each position that is compared, or that a token is chosen from, and sees no key at all.
+
+    What HF computes there is an artefact of the constant behind its masks (JG-1).
+    """
+    valid = Validity.of(ask)
+    for name, visible in computed.items():
+        step = names.step_of(name)
+        if step is None or not name.endswith("visible") or visible.dtype != bool:
+            continue
+        counted = numpy.asarray(valid.of_tensor(step.axes, visible.shape).any(axis=-1))
+        if ask.question == "generate":
+            counted[:, -1] = True
+        for row, query in numpy.argwhere(counted & ~visible.any(axis=-1)):
+            yield name, int(row), int(query)
