@@ -148,7 +148,8 @@ def test_a_program_is_asked_and_ended(pytester: pytest.Pytester) -> None:
 def test_a_program_that_hangs_is_not_asked_for_ever(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cases = _cases_of_a_silent_port(monkeypatch)[:5]
+    monkeypatch.chdir(pytester.path)
+    cases = _cases_of_a_silent_port()[:5]
     said = []
     for case in cases:
         with pytest.raises(AssertionError) as failure:
@@ -160,12 +161,11 @@ def test_a_program_that_hangs_is_not_asked_for_ever(
     ]
 
 
-def _cases_of_a_silent_port(monkeypatch: pytest.MonkeyPatch) -> list:
+def _cases_of_a_silent_port() -> list:
     from oracle.fake_ports import command
 
     from refpeft.testing import conformance_cases
 
-    monkeypatch.chdir(TESTS.parent)
     return conformance_cases(command(rest=[["hang"]]), timeout=0.2)
 
 
