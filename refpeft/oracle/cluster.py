@@ -6,6 +6,7 @@ judged twice. refpeft, the port and your own model must be in the same place on 
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import tempfile
 import threading
@@ -115,11 +116,11 @@ class ClusterPort:
 
 def _client(address: str) -> Any:
     try:
-        from distributed import Client
+        distributed: Any = importlib.import_module("distributed")
     except ImportError:
         raise PortError("--scheduler needs Dask: pip install 'refpeft[dask]'.") from None
     try:
-        return Client(address, timeout=CONNECTING, set_as_default=False)  # type: ignore[no-untyped-call]
+        return distributed.Client(address, timeout=CONNECTING, set_as_default=False)
     except (OSError, ValueError) as error:
         raise PortError(f"No Dask scheduler answers at '{address}': {error}.") from None
 
