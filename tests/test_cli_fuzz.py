@@ -180,3 +180,10 @@ def test_it_runs_as_a_program() -> None:
     process = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
     assert (process.returncode, json.loads(process.stdout)["examples"]) == (0, 5), process.stderr
     assert not Path(".hypothesis").exists()
+
+
+def test_a_factor_is_no_arithmetic_however_few_numbers_there_are() -> None:
+    """Four numbers, each a hundredth too large."""
+    document = fuzz("--question", "prefix.encode", "--family", "gpt2", "oracle.fake_ports:TooLarge", status=1)
+    assert [finding["kind"] for finding in document["found"]["diagnosis"]] == ["none"]
+    assert "1.01 times refpeft's" in document["found"]["cases"][0]["first"]["hint"]

@@ -31,8 +31,8 @@ KEPT = 60
 """So many failing answers are kept."""
 PICTURED, PICTURED_ALIKE = 50, 10
 """Of so many failing answers excerpts are kept, and of so many to one question."""
-FEW = 16
-"""Of fewer numbers nobody can say whether they are off at random."""
+FEW, HARDLY_ANY = 16, 3
+"""Of fewer numbers one must look closely to say that they are off by more than chance; and of so few nobody can."""
 
 
 @dataclass
@@ -136,12 +136,12 @@ def exonerated(clue: Clue) -> bool:
 def is_noise(clue: Clue) -> bool:
     """Whether the first difference points nowhere: rounding does, a factor or an offset does not."""
     wanted = clue.vector.expected.get(clue.first)
-    if wanted is None or wanted.size < FEW or wanted.shape != clue.given[clue.first].shape:
+    if wanted is None or wanted.size < HARDLY_ANY or wanted.shape != clue.given[clue.first].shape:
         return True
     counted = _counted(clue, clue.first)
     off = (clue.given[clue.first].astype(numpy.float64) - wanted)[counted]
     size = float(numpy.linalg.norm(off) * numpy.linalg.norm(wanted[counted]))
-    return size == 0 or abs(float(off @ wanted[counted])) / size < 0.5
+    return size == 0 or abs(float(off @ wanted[counted])) / size < (0.5 if off.size >= FEW else 0.99)
 
 
 def effective_bits(clue: Clue) -> Iterator[float]:

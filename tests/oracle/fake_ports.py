@@ -254,6 +254,15 @@ class KeysForValues(Honest):
             return super().run(request, inputs)
 
 
+class TooLarge(Honest):
+    """Values a hundredth too large."""
+
+    def run(self, request: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+        """The answer with the mistake."""
+        answer = super().run(request, inputs)
+        return {name: x * x.dtype.type(1.01) if name.endswith(".value") else x for name, x in answer.items()}
+
+
 class Lazy(Honest):
     """Skips everything."""
 
