@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from commands import _elsewhere, run  # noqa: F401  (a fixture is used by being here)
 from oracle.fake_ports import START, command
 
 from refpeft import __version__, cli
@@ -37,19 +38,6 @@ MUTANT, HONEST, LAZY, NOISY, INTERRUPTED = (
 )
 NO_RECORD = "There is no record of a last run here (.refpeft/last-failed.json). Runs on your own model, and with --golden, are not recorded."
 ODD = "peft-0.21.2/prefix_tuning/prefix_encode/odd-layers"
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs leave .refpeft in the working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-
-def run(*arguments: str) -> Result:
-    result = CliRunner().invoke(cli.main, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def checked(*arguments: str, status: int) -> Any:

@@ -6,27 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-from click.testing import CliRunner, Result
+from commands import _elsewhere, run  # noqa: F401  (a fixture is used by being here)
 from oracle.test_files_port import MASK, PLACE, answer_all
 
-from refpeft import __version__, cli
+from refpeft import __version__
 from refpeft.cli import common
 from refpeft.oracle.files_port import UNANSWERED
 from refpeft.oracle.vectors import all_vectors
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs leave .refpeft in the working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-
-def run(*arguments: str) -> Result:
-    result = CliRunner().invoke(cli.main, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def exported(*arguments: str) -> Path:

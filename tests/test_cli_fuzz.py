@@ -10,29 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from commands import _elsewhere, run  # noqa: F401  (a fixture is used by being here)
 from oracle.fake_ports import START, command
 
-from refpeft import cli
 from refpeft.cli.fuzz import QUESTIONS
 from refpeft.oracle.drawn import CLAUSES
 
 HONEST, MUTANT, LAZY, INTERRUPTED = (
     f"oracle.fake_ports:{name}" for name in ("Honest", "KeysForValues", "Lazy", "WrongAndInterrupted")
 )
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs leave .refpeft in the working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-
-def run(*arguments: str) -> Result:
-    result = CliRunner().invoke(cli.main, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def fuzz(*arguments: str, status: int) -> Any:

@@ -24,6 +24,7 @@ from refpeft.cli.common import (
 from refpeft.cli.options import (
     PROFILES,
     form_option,
+    jobs_option,
     of_own_model,
     scheduler_option,
     selecting,
@@ -52,14 +53,7 @@ from refpeft.cli.reports import Reports, reporting
 @shard_option
 @scheduler_option
 @timeout_option
-@click.option(
-    "-j",
-    "--jobs",
-    default=1,
-    metavar="N",
-    type=click.IntRange(1, 256),
-    help="So many processes of PORT side by side; the results are the same.",
-)
+@jobs_option
 @click.option(
     "--validate", is_flag=True, help="Check each of the port's messages strictly against the schema."
 )
@@ -102,8 +96,6 @@ def check(
     Exit status: 0 conforms, 1 does not, 2 wrong usage, 3 the port could not be run, 4 nothing was decided,
     130 ended from the keyboard.
     """  # noqa: D301
-    import shutil
-
     from refpeft.errors import RefpeftError
     from refpeft.oracle.history import remember
 
@@ -120,11 +112,9 @@ def check(
     try:
         selection = plan(reached, vectors, profiles, partial)
         if failures is None and not selection.partial and not fail_fast:
-            for old in (STATE / "failures").glob("own.*" if own else "*"):
-                shutil.rmtree(old, ignore_errors=True)
-        results, interrupted = ask_everything(
-            reached, selection, form, failures, golden, fail_fast=fail_fast, jobs=jobs
-        )
+            _forget_failures("own.*" if own else "*")
+        options = {"fail_fast": fail_fast, "jobs": jobs}
+        results, interrupted = ask_everything(reached, selection, form, failures, golden, **options)
     except RefpeftError as error:  # of the vectors: whatever a port does is a verdict
         raise click.UsageError(str(error)) from None
     finally:
@@ -137,3 +127,11 @@ def check(
     print_results(results, form)
     reports.write(results)
     sys.exit(INTERRUPTED if interrupted else exit_status(results))
+
+
+def _forget_failures(pattern: str) -> None:
+    """Remove what earlier runs wrote about failures."""
+    import shutil
+
+    for old in (STATE / "failures").glob(pattern):
+        shutil.rmtree(old, ignore_errors=True)

@@ -88,3 +88,12 @@ shard_option = click.option(
     metavar="K/N",
     help="The K-th of N parts of the work, for several machines side by side.",
 )
+
+jobs_option = click.option(
+    "-j",
+    "--jobs",
+    default=1,
+    metavar="N",
+    type=click.IntRange(1, 256),
+    help="So many processes of PORT side by side; the results are the same.",
+)

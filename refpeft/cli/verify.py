@@ -21,7 +21,7 @@ from refpeft.cli.common import (
     several,
     tell_strays,
 )
-from refpeft.cli.options import timeout_option
+from refpeft.cli.options import jobs_option, timeout_option
 
 
 @click.command(
@@ -29,14 +29,7 @@ from refpeft.cli.options import timeout_option
     short_help="Repeat what a statement says, and say whether it holds.",
 )
 @timeout_option
-@click.option(
-    "-j",
-    "--jobs",
-    default=1,
-    metavar="N",
-    type=click.IntRange(1, 256),
-    help="So many processes of PORT side by side.",
-)
+@jobs_option
 @click.argument("statement", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("port", nargs=-1, type=click.UNPROCESSED, required=True)
 def verify_statement(timeout: float | None, jobs: int, statement: Path, port: tuple[str, ...]) -> None:
