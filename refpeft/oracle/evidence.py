@@ -135,6 +135,8 @@ def exonerated(clue: Clue) -> bool:
 
 def is_noise(clue: Clue) -> bool:
     """Whether the first difference points nowhere: rounding does, a factor or an offset does not."""
+    if clue.first not in clue.given:
+        return False  # a document, in which nothing is rounded
     wanted = clue.vector.expected.get(clue.first)
     if wanted is None or wanted.size < HARDLY_ANY or wanted.shape != clue.given[clue.first].shape:
         return True

@@ -158,6 +158,21 @@ def test_a_mistake_in_the_file_that_a_port_writes_is_named(tmp_path: Path, mista
     assert short(found) == ("mutant", [mistake], "prompt_embeddings", cases)
 
 
+def test_a_configuration_that_is_wrong_is_no_mistake_in_a_tensor(tmp_path: Path) -> None:
+    """Every mistake leaves some tensors right; none of them says why adapter_config.json has another number of layers."""
+
+    class Renumbering(ReferencePort):
+        def ask(self, ask: Ask, request: RunCommand) -> Reply:
+            written = answer(dataclasses.replace(ask, output=Path(request.output)))
+            assert written.adapter is not None
+            path = written.adapter / "adapter_config.json"
+            path.write_text(path.read_text().replace('"num_layers": ', '"num_layers": 1'))
+            return Reply("ANSWERED", written)
+
+    (found,) = looked_at(Renumbering(), SAVED, tmp_path / "work")
+    assert short(found) == ("none", [], "document", 3)
+
+
 def test_a_file_with_a_mistake_that_nobody_knows_gets_no_name(tmp_path: Path) -> None:
     class Doubled(ReferencePort):
         def ask(self, ask: Ask, request: RunCommand) -> Reply:
