@@ -40,6 +40,7 @@ from support import need, relative_error
 from true_float64 import as_float64, true_float64
 
 import refpeft
+from refpeft.oracle import drawn_inputs
 
 torch = need("torch")
 peft = need("peft")
@@ -218,15 +219,10 @@ def make_inputs(what: Round) -> dict[str, numpy.ndarray]:
 
 def make_mask(random: numpy.random.Generator, shape: tuple[int, int], kind: str) -> numpy.ndarray:
     """Ones; or padding on one side, in some rows; or anywhere, whole rows of it too."""
-    mask = numpy.ones(shape, dtype=numpy.int64)
-    for row in mask:
-        padded = int(random.integers(0, shape[1]))
-        if kind == "left":
-            row[:padded] = 0
-        elif kind == "right":
-            row[shape[1] - padded :] = 0
-        elif kind == "holes":
-            row[random.random(shape[1]) < 0.4] = 0
+    if kind == "holes":
+        return (random.random(shape) >= 0.4).astype(numpy.int64)
+    mask = drawn_inputs.make_mask(random, shape, kind)
+    assert mask is not None
     return mask
 
 
