@@ -15,6 +15,7 @@ from typing import TypeAlias
 from refpeft import arrays as np
 from refpeft.arrays import Array, Float
 from refpeft.errors import ConfigError
+from refpeft.steps import accelerated
 
 Activation: TypeAlias = Callable[[Array], Array]
 
@@ -33,11 +34,13 @@ def softplus(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     return np.where(x <= 0, 0.0, x) + np.log1p(np.exp(np.where(x <= 0, x, -x)))
 
 
+@accelerated
 def gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """`x/2 · (1 + erf(x / √2))`: the exact GELU. Source: `torch.nn.functional.gelu`."""
     return 0.5 * x * (1.0 + np.erf(x * math.sqrt(0.5)))
 
 
+@accelerated
 def gelu_new(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """`x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`: the tanh approximation of GELU.
 
@@ -100,6 +103,7 @@ def leaky_relu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     return np.where(x > 0, x, 0.01 * x)
 
 
+@accelerated
 def silu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """`x · σ(x)`. Source: `torch.nn.functional.silu`."""
     return x * sigmoid(x)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from refpeft import arrays as np
-from refpeft import checkpoint, fitting, prefix_encoder, prompt_embedding, tasks
+from refpeft import checkpoint, fitting, language_model, prefix_encoder, prompt_embedding
 from refpeft.arrays import Array, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
 from refpeft.errors import ConfigError, InputError
@@ -32,7 +32,7 @@ class Adapter:
 
 def of_parameters(config: PromptLearningConfig, parameters: Parameters) -> Adapter:
     """An adapter of all its parameters, heads and prompt encoder told apart by their names."""
-    head = {name: value for name, value in parameters.items() if name.startswith(tasks.TRAINED)}
+    head = {name: value for name, value in parameters.items() if name.startswith(language_model.TRAINED)}
     return Adapter(config, {name: value for name, value in parameters.items() if name not in head}, head)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from refpeft import checkpoint, fitting, prefix_encoder, tasks
+from refpeft import checkpoint, fitting, language_model, prefix_encoder
 from refpeft.adapter import Adapter, nothing
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig
@@ -77,8 +77,8 @@ class Adapters:
         named: list[str] = []
         if self.head is not None and self.head_trains:
             for name in self.every[self.head].head:
-                module, rest = name.removeprefix(tasks.TRAINED).split(".", 1)
-                named.append(f"{tasks.TRAINED}{module}.modules_to_save.{self.head}.{rest}")
+                module, rest = name.removeprefix(language_model.TRAINED).split(".", 1)
+                named.append(f"{language_model.TRAINED}{module}.modules_to_save.{self.head}.{rest}")
         for adapter, own in self.every.items():
             named += [name.replace("prompt_encoder.", f"prompt_encoder.{adapter}.", 1) for name in own.prompt]
         return named

@@ -26,6 +26,7 @@ from autograd.extend import VSpace, defvjp, defvjp_argnums
 from autograd.extend import primitive as _primitive
 from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.tracer import getval as _getval
+from autograd.tracer import isbox as _isbox
 
 from refpeft import error_function as _error_function
 
@@ -290,6 +291,47 @@ def cast_to(x: Array, dtype: Any) -> Array:
 
 defvjp(cast_to, lambda ans, x, dtype: lambda g: g.astype(x.dtype))
 
+
+@primitive
+def _with_gradient(answer: Array, back: Callable[[Array], Sequence[Array | None]], *inputs: Array) -> Array:
+    return answer
+
+
+def _given_gradient(argnums: Sequence[int], ans: Array, args: Sequence[Any], kwargs: Any) -> Any:
+    back = args[1]  # what else is in `args` need not live until the backward pass
+
+    def chosen(g: Array) -> list[Array | None]:
+        gradients = back(g)
+        return [gradients[number - 2] for number in argnums]
+
+    return chosen
+
+
+defvjp_argnums(_with_gradient, _given_gradient)
+
+
+def with_gradient(
+    answer: Array, back: Callable[[Array], Sequence[Array | None]], *inputs: Array | None
+) -> Array:
+    """`answer`, computed from the values of `inputs` in whatever way; `back` turns its gradient into theirs.
+
+    `back` answers for each of the inputs; None stands for one that is not traced.
+    """
+    return _with_gradient(answer, back, *inputs)
+
+
+def is_traced(x: Any) -> bool:
+    """Whether a gradient will be asked for."""
+    return bool(_isbox(x))
+
+
+def is_plain(*values: Any) -> bool:
+    """Whether these are NumPy's own arrays in float32 or float64, all of one dtype, beneath autograd's boxes; None passes."""
+    found = [value for value in map(_getval, values) if value is not None]
+    kinds = {value.dtype.char for value in found if type(value) is _numpy.ndarray}
+    return all(type(value) is _numpy.ndarray for value in found) and (kinds == {"f"} or kinds == {"d"})
+
+
 # ---------------------------------------------------------------- arrays that nothing is differentiated through
 
 
@@ -395,6 +437,6 @@ def register(array_type: type, to_host: Callable[[Any], Any] = _numpy.asarray) -
 
 __all__ = [
     "Array", "Float", "Parameters", "arange", "broadcast_to", "cast_to", "concatenate", "constant_max", "cos", "cumsum", "cut", "defvjp",
-    "entry", "erf", "exp", "from_list", "full", "log", "log1p", "mean", "most_negative", "pick", "primitive", "register", "reshape",
-    "round_to", "sin", "sqrt", "square", "sum", "swapaxes", "take_rows", "tanh", "to_host", "transpose", "unstack", "value_and_grad", "value_of", "where",
+    "entry", "erf", "exp", "from_list", "full", "is_plain", "is_traced", "log", "log1p", "mean", "most_negative", "pick", "primitive", "register", "reshape",
+    "round_to", "sin", "sqrt", "square", "sum", "swapaxes", "take_rows", "tanh", "to_host", "transpose", "unstack", "value_and_grad", "value_of", "where", "with_gradient",
 ]  # fmt: skip

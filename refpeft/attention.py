@@ -16,7 +16,7 @@ from refpeft.arrays import Array, Float
 from refpeft.ops import linear, softmax
 from refpeft.ops import softcap as capped
 from refpeft.positions import rotate
-from refpeft.steps import step
+from refpeft.steps import accelerated, step
 
 _GPT2 = "transformers models/gpt2/modeling_gpt2.py "
 _LAYER = "{stack}.layers.{layer}.{attention}."
@@ -247,6 +247,19 @@ def key_rotated(
     return rotate(key, cosine, sine)
 
 
+@accelerated
+def dot_product_attention(
+    query: Float[Array, "batch heads query head_dim"],
+    key_states: Float[Array, "batch kv_heads key head_dim"],
+    value_states: Float[Array, "batch kv_heads key head_dim"],
+    visible: Bool[Array, "batch query key"],
+    scale: float,
+    **options: Any,
+) -> Float[Array, "batch query width"]:
+    """`softmax(scale · q · kᵀ + mask) · v`, the heads joined. `options` are those of `scores`: a softcap, a bias."""
+    return context(weights(scores(query, key_states, visible, scale, **options)), value_states)
+
+
 def attend(
     query: Float[Array, "batch heads query head_dim"],
     key: Float[Array, "batch kv_heads query head_dim"],
@@ -273,5 +286,5 @@ def attend(
     """
     all_keys = key_states(past[0] if past else None, key)
     all_values = value_states(past[1] if past else None, value)
-    attention_weights = weights(scores(query, all_keys, visible, scale, **options))
-    return context(attention_weights, all_values), (all_keys, all_values)
+    mixed = dot_product_attention(query, all_keys, all_values, visible, scale, **options)
+    return mixed, (all_keys, all_values)

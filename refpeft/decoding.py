@@ -20,12 +20,12 @@ import numpy
 from jaxtyping import Int, Shaped
 
 from refpeft import arrays as np
-from refpeft import masks, prompt_embedding
+from refpeft import language_model, masks, prompt_embedding
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.generation_config import GenerationConfig, as_generation_config
-from refpeft.steps import recording, step
-from refpeft.tasks import decode, encode, get_prompt, language_model_logits, text_inputs
+from refpeft.steps import step, unrecorded
+from refpeft.tasks import decode, encode, get_prompt, text_inputs
 from refpeft.transformer import stack
 from refpeft.transformer.block import KeyValue
 from refpeft.transformer.stack import Given, StackOutput
@@ -251,9 +251,9 @@ def advance(
     """
     forward = _behind_encoder if adapted.behind_encoder else _decoder_alone
     fed = fed_tokens(sequences, state.past_key_values is not None, use_cache)
-    with recording() if state.steps else nullcontext():
+    with unrecorded() if state.steps else nullcontext():
         decoded, cached = forward(adapted, state, fed)
-        logits = np.to_host(language_model_logits(adapted.parameters, adapted.base, decoded.hidden)[:, -1])
+        logits = np.to_host(language_model.logits(adapted.parameters, adapted.base, decoded.hidden)[:, -1])
     if use_cache or (adapted.behind_encoder and adapted.hands_cache):
         return logits, grow(replace(state, past_key_values=decoded.past_key_values, cached=cached))
     return logits, grow(state)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy
 
-from refpeft import prefix_encoder, prompt_embedding, tasks
+from refpeft import language_model, prefix_encoder, prompt_embedding, tasks
 from refpeft.arrays import Array
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
 from refpeft.errors import ConfigError
@@ -70,7 +70,7 @@ def trained_modules(base: BaseModel, config: PromptLearningConfig) -> dict[str, 
         found = {"lm_head.weight": base.parameters[HEAD]}
         if "head.bias" in base.parameters and base.config.kind == "decoder":
             found["lm_head.bias"] = base.parameters["head.bias"]
-    return {tasks.TRAINED + name: _in_memory(value) for name, value in found.items()}
+    return {language_model.TRAINED + name: _in_memory(value) for name, value in found.items()}
 
 
 def _in_memory(value: Any) -> Array:

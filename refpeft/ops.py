@@ -16,12 +16,13 @@ from jaxtyping import Int
 from refpeft import arrays as np
 from refpeft.activations import ACTIVATIONS, activation, bloom_gelu, gelu, gelu_new, relu, silu, softplus
 from refpeft.arrays import Array, Float
-from refpeft.steps import step
+from refpeft.steps import accelerated, step
 
 IGNORE_INDEX = -100
 """The label of a position that does not count in the loss (torch's `ignore_index`)."""
 
 
+@accelerated
 def linear(
     x: Float[Array, "*rows inputs"],
     weight: Float[Array, "outputs inputs"],
@@ -43,6 +44,7 @@ def _affine(x: Array, weight: Array | None, bias: Array | None) -> Array:
     return x if bias is None else x + bias
 
 
+@accelerated
 def layer_norm(
     x: Float[Array, "*rows hidden"],
     weight: Float[Array, " hidden"] | None,
@@ -59,6 +61,7 @@ def layer_norm(
     return _affine(centred / np.sqrt(variance + epsilon), weight, bias)
 
 
+@accelerated
 def rms_norm(
     x: Float[Array, "*rows hidden"],
     weight: Float[Array, " hidden"] | None,
@@ -134,6 +137,7 @@ def log_softmax(x: Float[Array, "*rows classes"]) -> Float[Array, "*rows classes
 # ---------------------------------------------------------------- losses
 
 
+@accelerated
 def cross_entropy(
     logits: Float[Array, "*rows classes"], labels: Int[Array, "*rows"], ignore_index: int = IGNORE_INDEX
 ) -> Float[Array, ""]:
@@ -158,9 +162,13 @@ def causal_lm_loss(
     Source: transformers 5.23.0 `loss/loss_utils.py`, `ForCausalLMLoss`: shifts the labels left, ignores −100.
     How others differ: the mean is over counted labels of the whole batch, not per row and then over rows.
     """
+    return cross_entropy(logits, next_labels(labels))
+
+
+def next_labels(labels: Int[Array, "batch query"]) -> Int[Array, "batch query"]:
+    """What each position predicts: the next position's label; the last predicts nothing."""
     nothing = np.full((labels.shape[0], 1), IGNORE_INDEX, labels.dtype, like=labels)
-    shifted = np.concatenate([labels[:, 1:], nothing], axis=1)  # the last position predicts nothing
-    return cross_entropy(logits, shifted)
+    return np.concatenate([labels[:, 1:], nothing], axis=1)
 
 
 def seq2seq_loss(
@@ -244,7 +252,7 @@ def loss(kind: str, *arguments: Any) -> Float[Array, ""]:
 
 __all__ = [
     "ACTIVATIONS", "IGNORE_INDEX", "LOSSES", "NORMS", "Norm", "ProblemType", "activation", "bloom_gelu", "causal_lm_loss",
-    "cross_entropy", "gelu", "gelu_new", "layer_norm", "linear", "log_softmax", "loss", "question_answering_loss", "relu",
+    "cross_entropy", "gelu", "gelu_new", "layer_norm", "linear", "log_softmax", "loss", "next_labels", "question_answering_loss", "relu",
     "rms_norm", "rms_norm_plus_one", "seq2seq_loss", "sequence_classification_loss", "silu", "softcap", "softmax",
     "softplus", "token_classification_loss",
 ]  # fmt: skip

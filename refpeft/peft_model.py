@@ -117,7 +117,7 @@ class PeftModel:
             raise InputError("The adapter is disabled, and nothing else is trained: there is no gradient.")
 
         def loss(parameters: Parameters) -> Array:
-            value = forward({**used, **parameters}, self.base, config, **checked).loss  # type: ignore[arg-type]
+            value = forward({**used, **parameters}, self.base, config, **checked, loss_alone=True).loss  # type: ignore[arg-type]
             assert value is not None  # noqa: S101  (there are labels)
             return value
 

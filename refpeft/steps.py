@@ -4,8 +4,9 @@
     def key(rows, layer): ...
 
 One mechanism, four uses: the body is the *definition* that people read; inside `recording()` each step's result is
-kept under the name of its *stage*; inside `replaced({...})` another function takes a step's place (a *mutant*, or a
-faster *kernel*). Both live in context variables, so threads do not meet and nothing is patched.
+kept under the name of its *stage*; inside `replaced({...})` another function takes a step's place (a *mutant*). Both live in
+context variables, so threads do not meet and nothing is patched. Where nobody looks inside, a *kernel* computes a whole
+function at once, and faster (`accelerated`).
 
 A stage's name is its step's template filled in with the current scope, e.g. `prefix.layers.{layer}.key` within
 `scope(layer=0)` gives `prefix.layers.0.key`. Stage names are public and never change.
@@ -88,6 +89,66 @@ def step(
     return enter
 
 
+# ---------------------------------------------------------------- faster equals
+
+KERNELS: dict[str, Callable[..., Any]] = {}
+"""Faster equals by the name of the function, `attention.dot_product_attention`; entered by `kernel`."""
+_kernels: ContextVar[frozenset[str] | None] = ContextVar("refpeft_kernels", default=None)
+
+
+def accelerated(function: Callable[P, R]) -> Callable[P, R]:
+    """A definition whose kernel, if there is one, is called instead of it, wherever that cannot be seen.
+
+    Inside `recording()` and `replaced()` the definition runs, so that every stage is recorded and every mutant takes effect; and
+    where the kernel answers `NotImplemented`: it does not serve these arguments.
+    """
+    name = f"{function.__module__.removeprefix('refpeft.')}.{function.__name__}"
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        found = KERNELS.get(name)
+        if found is None or not _unseen(name):
+            return function(*args, **kwargs)
+        result = found(*args, **kwargs)
+        return function(*args, **kwargs) if result is NotImplemented else cast("R", result)
+
+    return run
+
+
+def _unseen(name: str) -> bool:
+    allowed = _kernels.get()
+    return (
+        _recorder.get() is None and not _replacements.get(_NOTHING) and (allowed is None or name in allowed)
+    )
+
+
+def kernel(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Enter a faster equal of an `accelerated` function, by that function's name."""
+
+    def enter(function: Callable[P, R]) -> Callable[P, R]:
+        KERNELS[name] = function
+        return function
+
+    return enter
+
+
+@contextmanager
+def kernels(*names: str) -> Iterator[None]:
+    """Within it, these kernels alone are used. Without a name none is, so that every definition runs as it reads.
+
+    Raises:
+        KeyError: there is no kernel of a name.
+    """
+    unknown = sorted(set(names) - set(KERNELS))
+    if unknown:
+        raise KeyError(f"no kernel is named {', '.join(unknown)}; there are: {', '.join(sorted(KERNELS))}")
+    token = _kernels.set(frozenset(names))
+    try:
+        yield
+    finally:
+        _kernels.reset(token)
+
+
 @contextmanager
 def scope(**variables: object) -> Iterator[None]:
     """Say in which layer, of which stack, the steps inside run; it fills in the names of their stages. Scopes nest."""
@@ -110,6 +171,16 @@ def recording(into: Callable[[str, Any], None] | None = None) -> Iterator[dict[s
     token = _recorder.set(stages.__setitem__ if into is None else into)
     try:
         yield stages
+    finally:
+        _recorder.reset(token)
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Within it, what is computed is not recorded, whatever recording is around it."""
+    token = _recorder.set(None)
+    try:
+        yield
     finally:
         _recorder.reset(token)
 

@@ -14,26 +14,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Int, Shaped
 
 from refpeft import arrays as np
-from refpeft import masks, ops, prefix_encoder, prompt_embedding
+from refpeft import kernels as _kernels  # noqa: F401  (they enter themselves)
+from refpeft import language_model, masks, ops, prefix_encoder, prompt_embedding, shared_prompt
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.errors import InputError
+from refpeft.language_model import TRAINED
 from refpeft.steps import scope, step
 from refpeft.transformer import heads, stack
 from refpeft.transformer.block import KeyValue
 from refpeft.transformer.columns import Head
 from refpeft.transformer.families import family_of
 from refpeft.transformer.stack import Given, StackOutput
-from refpeft.transformer.weights import HEAD, HEADS, BaseModel, word_embeddings
+from refpeft.transformer.weights import HEADS, BaseModel, word_embeddings
 
 _PEFT = "peft peft_model.py "
-TRAINED = "base_model."
-"""What stands before HF's name of a head that is trained with the virtual tokens."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Batch:
     decoder_attention_mask: Array | None = None
     start_positions: Array | None = None
     end_positions: Array | None = None
+    loss_alone: bool = False
+    """Nobody asks for the logits of a language model."""
 
 
 @step(
@@ -141,7 +143,7 @@ def forward(
     attention_mask: Shaped[Array, "batch tokens"] | None = None,
     labels: Array | None = None,
     position_ids: Int[Array, "batch tokens"] | None = None,
-    **others: Array | None,
+    **others: Any,
 ) -> Output:
     """The adapted model on checked inputs: a pure function of the trainable parameters.
 
@@ -157,17 +159,14 @@ def forward(
     types = batch.token_type_ids if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else None
     types = None if types is None else extend_token_types(types, rows)
     prompt = get_prompt(parameters, config, input_ids.shape[0], base)
-    past: tuple[KeyValue, ...] | None = None
     if isinstance(prompt, tuple):
-        past = prompt
         positions = None if config.task_type == "QUESTION_ANS" else position_ids
         given = Given(positions, types, input_ids, virtual)
+        decoded = stack.forward(base.parameters, base.config, embeds, mask, prompt, given)
     else:
-        embeds = prompt_embedding.prepend(prompt, embeds)
-        given = Given(token_type_ids=types)
         if labels is not None and config.task_type == "CAUSAL_LM":
             batch = replace(batch, labels=extend_labels(labels, virtual))
-    decoded = stack.forward(base.parameters, base.config, embeds, mask, past, given)
+        decoded = shared_prompt.forward(base, prompt, embeds, mask, Given(token_type_ids=types))
     return _finished(parameters, base, config, batch, decoded)
 
 
@@ -183,9 +182,9 @@ def _encoder_decoder(
     if isinstance(prompt, tuple):
         past = prompt
     decoded = decode(base, config, ids, decoder_mask, past, encoded, mask)
-    logits = language_model_logits(parameters, base, decoded.hidden)
-    loss = None if batch.labels is None else ops.loss("seq2seq", logits, batch.labels)
-    return Output(loss, logits, decoded.past_key_values, encoder_last_hidden_state=encoded)
+    return replace(
+        _language_model(parameters, base, "seq2seq", batch, decoded), encoder_last_hidden_state=encoded
+    )
 
 
 def text_inputs(
@@ -270,17 +269,19 @@ def _decoder_ids(base: BaseModel, config: PromptLearningConfig, batch: Batch) ->
     return shift_right(source, start, pad)
 
 
-def language_model_logits(parameters: Parameters, base: BaseModel, hidden: Array) -> Array:
-    """The language-model head: the trained copy, if it is among `modules_to_save`, or the frozen one."""
-    model = base.config
-    weight = parameters.get(TRAINED + "lm_head.weight", base.parameters.get(HEAD))
-    if weight is None:
-        raise InputError("The base model's checkpoint has no language-model head. Load one that has.")
-    bias = base.parameters.get("head.bias")
-    options: dict[str, Any] = {} if bias is None else {"bias": parameters.get(TRAINED + "lm_head.bias", bias)}
-    options |= {} if model.logits_scale == 1.0 else {"scale": model.logits_scale}
-    options |= {} if model.logits_softcap is None else {"cap": model.logits_softcap}
-    return heads.language_model_head(hidden, weight, **options)
+def _language_model(
+    parameters: Parameters,
+    base: BaseModel,
+    kind: Literal["causal_lm", "seq2seq"],
+    batch: Batch,
+    decoded: StackOutput,
+) -> Output:
+    """The head of CAUSAL_LM and SEQ_2_SEQ_LM."""
+    hidden, past, labels = decoded.hidden, decoded.past_key_values, batch.labels
+    if batch.loss_alone and labels is not None:
+        return Output(language_model.loss(parameters, base, kind, hidden, labels), None, past)
+    logits = language_model.logits(parameters, base, hidden)
+    return Output(None if labels is None else ops.loss(kind, logits, labels), logits, past)
 
 
 def head_of(base: BaseModel, task_type: str | None) -> Head | None:
@@ -319,8 +320,7 @@ def _finished(
         features = heads.last_hidden_state(hidden)
         return Output(None, None, past, last_hidden_state=features, pooler_output=_pooled(base, hidden))
     if task == "CAUSAL_LM":
-        logits = language_model_logits(parameters, base, hidden)
-        return Output(None if labels is None else ops.loss("causal_lm", logits, labels), logits, past)
+        return _language_model(parameters, base, "causal_lm", batch, decoded)
     head = head_of(base, task)
     assert head is not None  # noqa: S101  (a model without the head is refused before)
     module = {

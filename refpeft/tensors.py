@@ -114,6 +114,23 @@ def _view(data: mmap.mmap, entry: Entry) -> NDArray[Any]:
     return flat.reshape(entry.shape)
 
 
+def release(tensor: NDArray[Any]) -> None:
+    """Give a mapped tensor's memory back, once it has been copied; looked at again, it is read from the file again."""
+    data = tensor.base
+    while isinstance(data, numpy.ndarray):
+        data = data.base
+    data = getattr(data, "obj", data)
+    if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        start = (
+            tensor.__array_interface__["data"][0]
+            - numpy.frombuffer(data, numpy.uint8, 1).__array_interface__["data"][0]
+        )
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # the pages that are this tensor's alone
+        length = (start + tensor.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        if length > 0:
+            data.madvise(mmap.MADV_DONTNEED, first, length)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write named arrays as a safetensors file, all or nothing (`refpeft.files.write_atomically`)."""
     from safetensors.numpy import save

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from refpeft.arrays import Array, Float
 from refpeft.generation_config import GenerationConfig
-from refpeft.steps import step
+from refpeft.steps import accelerated, step
 
 
 @step(
@@ -72,6 +72,7 @@ def is_finished(tokens: Int[Array, ...], eos_token_ids: tuple[int, ...], last_st
     kind="exact",
     source="transformers generation/utils.py GenerationMixin._sample",
 )
+@accelerated
 def largest(scores: Float[Array, "rows options"], count: int) -> Int[Array, "rows count"]:
     """The places of the `count` largest scores of each row, the largest first; of equal ones the first.
 

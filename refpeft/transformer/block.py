@@ -218,8 +218,7 @@ def cross_attention(
     """A decoder layer's attention over what the encoder made of the text. No prefix, no positions (clause AT-8)."""
     with scope(attention="cross_attention"):
         query, key, value = projected(parameters, config, "cross_attention", hidden, encoded)
-        weights = attention.weights(attention.scores(query, key, visible, config.attention_scale))
-        context = attention.context(weights, value)
+        context = attention.dot_product_attention(query, key, value, visible, config.attention_scale)
         weight, bias = (
             parameters["cross_attention.output.weight"],
             parameters.get("cross_attention.output.bias"),

@@ -32,7 +32,7 @@ from refpeft.errors import CheckpointError, ConfigError
 from refpeft.sharded import map_model
 from refpeft.steps import step
 from refpeft.stored import Stored
-from refpeft.tensors import FLOATING, require_finite
+from refpeft.tensors import FLOATING, release, require_finite
 from refpeft.transformer.columns import LAYER, Family, Source
 from refpeft.transformer.config import ModelConfig
 from refpeft.transformer.families import family_of
@@ -174,6 +174,8 @@ def parameters_from_hf(
             require_finite(plain[source.name], source.name, path, dtype)
         used.add(source.name)
         parameters[canonical] = _placed(view, shape, dtype, lazy=lazy)
+        if not lazy:
+            release(plain[source.name])
     if tied:
         parameters[HEAD] = parameters[TOKENS]
     unknown = sorted(name for name in plain if name not in used and not _is_ignored(name, family))

@@ -17,7 +17,7 @@ import numpy
 import pytest
 from support import METHODS, MODELS, VIRTUAL, relative_error, tiny_adapter, tiny_model
 
-from refpeft import masks, prefix_encoder, tasks
+from refpeft import language_model, masks, prefix_encoder
 from refpeft.peft_model import PeftModel
 from refpeft.prefix_encoder import EMBEDDING
 from refpeft.steps import definition, replaced
@@ -120,13 +120,13 @@ def base_says(
     if case.kind != "encoder_decoder":
         hidden = stack.forward(p, config, embeds, mask, None, given).hidden
         return numpy.asarray(
-            hidden if case.kind == "encoder" else tasks.language_model_logits({}, base, hidden)
+            hidden if case.kind == "encoder" else language_model.logits({}, base, hidden)
         )
     encoded = stack.forward(
         stack.stack_parameters(p, "encoder"), config.stack("encoder"), embeds, mask, name="encoder"
     ).hidden
     read = case.decoded if decoded is None else decoded
-    return numpy.asarray(tasks.language_model_logits({}, base, decode(case, read, None, encoded, mask, 0)[0]))
+    return numpy.asarray(language_model.logits({}, base, decode(case, read, None, encoded, mask, 0)[0]))
 
 
 def decode(
@@ -268,7 +268,7 @@ def pieces(case: Case) -> float:
     spoken, base = [], case.base
     if case.kind != "encoder_decoder" and case.method == "prompt":
         decoded = stack.forward(base.parameters, base.config, numpy.asarray(cache), None, None, Given())
-        spoken, cache = [tasks.language_model_logits({}, base, decoded.hidden)], decoded.past_key_values
+        spoken, cache = [language_model.logits({}, base, decoded.hidden)], decoded.past_key_values
     inner = sorted(random.choice(ids.shape[1] - 1, 2, replace=False).tolist())
     cuts = [0, *(cut + 1 for cut in inner), ids.shape[1]]
     for low, high in pairwise(cuts):
@@ -279,7 +279,7 @@ def pieces(case: Case) -> float:
             given = Given(past=start + low)
             embeds = word_embeddings(base, ids[:, low:high])
             hidden, cache = stack.forward(base.parameters, base.config, embeds, mask, cache, given)
-        spoken.append(tasks.language_model_logits({}, base, hidden))
+        spoken.append(language_model.logits({}, base, hidden))
     return relative_error(numpy.concatenate(spoken, axis=1), whole.logits)
 
 

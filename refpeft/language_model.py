@@ -1,0 +1,95 @@
+"""The language-model head on a stack's hidden states, and its loss.
+
+Follows transformers 5.23.0 `models/gpt2/modeling_gpt2.py` (`GPT2LMHeadModel.forward`). The kernel of the loss makes logits only
+where a label counts, some rows at a time, and forgets them: the array (batch, tokens, vocab), by far the largest of a
+training step, never exists.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy
+from jaxtyping import Int
+
+from refpeft import arrays as np
+from refpeft import ops
+from refpeft.arrays import Array, Float, Parameters
+from refpeft.errors import InputError
+from refpeft.steps import accelerated, kernel
+from refpeft.transformer import heads
+from refpeft.transformer.weights import HEAD, BaseModel
+
+TRAINED = "base_model."
+"""What stands before HF's name of a head that is trained with the virtual tokens."""
+AT_ONCE = 1 << 23
+"""So many logits exist at a time while the kernel computes a loss."""
+
+
+def logits(
+    parameters: Parameters, base: BaseModel, hidden: Float[Array, "batch query hidden"]
+) -> Float[Array, "batch query vocab"]:
+    """The language-model head: the trained copy, if it is among `modules_to_save`, or the frozen one.
+
+    Raises:
+        InputError: the base model's checkpoint has no such head.
+    """
+    model = base.config
+    weight = parameters.get(TRAINED + "lm_head.weight", base.parameters.get(HEAD))
+    if weight is None:
+        raise InputError("The base model's checkpoint has no language-model head. Load one that has.")
+    bias = base.parameters.get("head.bias")
+    options: dict[str, Any] = {} if bias is None else {"bias": parameters.get(TRAINED + "lm_head.bias", bias)}
+    options |= {} if model.logits_scale == 1.0 else {"scale": model.logits_scale}
+    options |= {} if model.logits_softcap is None else {"cap": model.logits_softcap}
+    return heads.language_model_head(hidden, weight, **options)
+
+
+@accelerated
+def loss(
+    parameters: Parameters,
+    base: BaseModel,
+    kind: Literal["causal_lm", "seq2seq"],
+    hidden: Float[Array, "batch query hidden"],
+    labels: Int[Array, "batch query"],
+) -> Float[Array, ""]:
+    """The loss of the head's logits; nobody asks for the logits themselves."""
+    value: Array = ops.loss(kind, logits(parameters, base, hidden), labels)
+    return value
+
+
+@kernel("language_model.loss")
+def _loss_where_labels_count(
+    parameters: Parameters, base: BaseModel, kind: str, hidden: Array, labels: Array
+) -> Any:
+    """The gradient of each piece is taken with the piece, by the definitions of head and loss: both need its logits."""
+    heads_trained = any(np.is_traced(value) for name, value in parameters.items() if name.startswith(TRAINED))
+    wanted = ops.next_labels(labels) if kind == "causal_lm" else labels
+    rows = numpy.flatnonzero(wanted != ops.IGNORE_INDEX) if isinstance(wanted, numpy.ndarray) else ()
+    if heads_trained or not np.is_plain(hidden) or not len(rows):
+        return NotImplemented
+    value, targets = np.value_of(hidden), wanted.reshape(-1)
+    flat, total, traced = (
+        value.reshape(-1, value.shape[-1]),
+        numpy.zeros((), value.dtype),
+        np.is_traced(hidden),
+    )
+    gradient = numpy.zeros_like(flat) if traced else None
+    pieces = min(len(rows), -(-len(rows) * base.config.vocab_size // AT_ONCE))
+    for chosen in numpy.array_split(rows, pieces):
+        share = value.dtype.type(len(chosen) / len(rows))
+
+        def part(given: Parameters, chosen: Any = chosen, share: Any = share) -> Array:
+            own = logits(parameters, base, given["hidden"])
+            return ops.cross_entropy(own, targets[None, chosen]) * share
+
+        piece: Parameters = {"hidden": flat[None, chosen]}
+        if gradient is None:
+            total = total + part(piece)
+        else:
+            more, found = np.value_and_grad(part, piece)
+            total, gradient[chosen] = total + more, found["hidden"][0]
+    if gradient is None:
+        return total
+    own = gradient.reshape(value.shape)
+    return np.with_gradient(total, lambda g: (own * g,), hidden)
