@@ -49,7 +49,8 @@ def _prompt_once(
     batch, virtual, hidden = prompt.shape
     if base.config.kind != "decoder" or (batch - 1) * virtual * hidden < WORTH:
         return NotImplemented
-    alone = stack.forward(base.parameters, base.config, np.cut(prompt, 0, 1, 0))
+    mask = None if attention_mask is None else attention_mask[:1, :virtual]  # ones; Falcon tells them from none
+    alone = stack.forward(base.parameters, base.config, np.cut(prompt, 0, 1, 0), mask)
     past = tuple(
         (np.broadcast_to(key, (batch, *key.shape[1:])), np.broadcast_to(value, (batch, *value.shape[1:])))
         for key, value in alone.past_key_values

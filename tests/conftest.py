@@ -32,6 +32,7 @@ REPLAYING = (
     "test_cli_fuzz",
     "test_every_family",
     "test_generation",
+    "test_kernels",
     "test_live",
     "test_traceability",
     "test_trainer",

@@ -76,7 +76,8 @@ def test_on_foreign_arrays(name: str, task: str, method: str) -> None:
     parameters = model.trainable_parameters()
     for masked in (True, False) if task == tasks_of(model.base.config.family)[0] else (True,):
         inputs = asked(model, masked=masked)
-        expected = run(model.base, model.config, parameters, inputs)
+        with steps.kernels():
+            expected = run(model.base, model.config, parameters, inputs)
         foreign = run(
             model.base.map(Foreign),
             model.config,
