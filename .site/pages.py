@@ -26,7 +26,7 @@ from pymdownx.slugs import slugify
 
 from refpeft.steps import STEPS
 
-LABEL = r"(?<![A-Za-z0-9-])((?:AD|AT|CF|CK|GN|JG|MK|PO|PP|PT|PX|TK|TR|VF)-[0-9]+)(?![0-9])"
+LABEL = r"(?<![A-Za-z0-9-])([A-Z]{2}-[0-9]+)(?![0-9])"
 NAME = re.compile(r"refpeft(?:\.[A-Za-z_][A-Za-z_0-9]*)+")
 REFERENCE = re.compile(r"<!-- reference: ([a-z_.]+) -->")
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
@@ -113,7 +113,11 @@ class References(Preprocessor):
 
 
 class StepFacts(griffe.Extension):
-    """What `@step(...)` says of a function, at the end of its docstring."""
+    """What `@step(...)` says of a function, at the end of its docstring. A module's first line is in the page already."""
+
+    def on_module(self, *, mod: griffe.Module, **_: Any) -> None:
+        if mod.docstring:
+            mod.docstring.value = mod.docstring.value.partition("\n\n")[2]
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
         import_module(func.module.path)

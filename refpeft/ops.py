@@ -92,7 +92,10 @@ class Norm(Protocol):
     """What the norms have in common."""
 
     def __call__(self, x: Array, weight: Array | None, bias: Array | None, epsilon: float) -> Array:
-        """The rows of `x`, normalised; weight and bias may be absent."""
+        """The rows of `x` (…, hidden), normalised; weight and bias (hidden) may be absent.
+
+        Source: `torch.nn.functional.layer_norm` and its likes.
+        """
         ...
 
 

@@ -14,12 +14,13 @@ from importlib import import_module
 from pathlib import Path
 
 import refpeft
+from refpeft.oracle.lint import AXES
 from refpeft.steps import STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "specs/api.md"
 PAGES = ROOT / "specs/api"
-COUNTED = re.compile(r"(<!-- generated: counts -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+COUNTED = re.compile(r"(<!-- generated: (names|counts|behind) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,10 @@ OWN = {
 """Modules that have no counterpart in HF, torch or a paper, so that their functions name no source."""
 ARRAY = re.compile(r"\bArray\b")
 ANNOTATED = re.compile(r"\b(?:Float|Int|Bool|Shaped)\[")
-SHAPE = re.compile(r"\((?:[a-z_0-9…]+(?: [·+×−] [a-z_0-9]+)*,? ?)+\)|scalar|any shape|shape of|shapes of|of the shape", re.IGNORECASE)  # fmt: skip
+SAID = re.compile(
+    r"\bscalar\b|\bany shape\b|\b(?:has|have|with|of) the shape\b|\bof its parameter's shape|\bshape of\b"
+)
+"""How a docstring says a shape without naming axes."""
 LIKE = "like"
 """An argument of which only dtype, kind and device are taken: it has no shape to speak of."""
 
@@ -128,8 +132,11 @@ class Function:
 
     @property
     def says_shapes(self) -> bool:
-        """Each array has its axes in the annotation, or the docstring has a shape."""
-        return not self.unannotated or bool(SHAPE.search(self.docstring))
+        """Each array has its axes in the annotation; or the docstring has a shape; or all of its module are of any shape."""
+        of_module = " ".join((import_module(self.module).__doc__ or "").split())
+        lists = re.findall(r"\(([^()]+)\)", self.docstring)
+        said = SAID.search(self.docstring) or "of any shape" in of_module or any(map(_is_shape, lists))
+        return not self.unannotated or bool(said)
 
     @property
     def says_errors(self) -> bool:
@@ -141,6 +148,12 @@ class Function:
         """In its step, its docstring or its class's docstring."""
         step = next((s for s in STEPS.values() if _full_name(s.definition) == self.name), None)
         return bool(step and step.source) or "Source:" in self.docstring or "Source:" in self.around
+
+
+def _is_shape(text: str) -> bool:
+    """Whether what stands in parentheses is a list of axes: `batch, 2 · virtual, hidden`."""
+    words = [part.split(" · ")[-1] for part in text.split(", ")]
+    return all(re.fullmatch(r"[a-z_]+|…|[0-9]+", word) for word in words) and bool(AXES.intersection(words))
 
 
 def _full_name(function: object) -> str:
@@ -207,25 +220,36 @@ def own(function: Function) -> bool:
 
 
 def counts() -> str:
-    """How many functions there are, and how many say what."""
-    lines = [
-        "| page | functions | what | arrays | shapes and dtypes | raise | errors | elsewhere too | source |",
-        "|---" * 9 + "|",
-    ]
-    total = [0] * 8
-    for name, functions in public_functions().items():
-        with_arrays = [f for f in functions if f.arrays]
-        raising = [f for f in functions if f.raises]
-        copied = [f for f in functions if not own(f)]
-        row = [
-            len(functions), sum(bool(f.docstring) for f in functions),
-            len(with_arrays), sum(f.says_shapes for f in with_arrays),
-            len(raising), sum(f.says_errors for f in raising),
-            len(copied), sum(f.says_source for f in copied),
-        ]  # fmt: skip
-        total = [a + b for a, b in zip(total, row, strict=True)]
-        lines.append(f"| [{SUBJECTS[name].title}](api/{name}.md) | " + " | ".join(map(str, row)) + " |")
-    lines.append("| together | " + " | ".join(map(str, total)) + " |")
+    """How many functions there are, and how many of those that should say something do."""
+    columns = ("functions", "what it computes", "shapes and dtypes", "errors", "source")
+    lines = [f"| page | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    every = public_functions()
+    together = [function for functions in every.values() for function in functions]
+    for name, functions in [*every.items(), ("", together)]:
+        said = (
+            [bool(f.docstring) for f in functions],
+            [f.says_shapes for f in functions if f.arrays],
+            [f.says_errors for f in functions if f.raises],
+            [f.says_source for f in functions if not own(f)],
+        )
+        title = f"[{SUBJECTS[name].title}](api/{name}.md)" if name else "together"
+        cells = [f"{sum(column)} of {len(column)}" for column in said]
+        lines.append(f"| {title} | {len(functions)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def names() -> str:
+    """What `import refpeft` names directly."""
+    lines = [f"- `{name}`: `{getattr(refpeft, name).__module__}.{name}`" for name in refpeft.__all__]
+    return "\n".join(lines) + "\n"
+
+
+def exceptions() -> str:
+    """What is not public, and what has no source."""
+    reasons: dict[str, list[str]] = {}
+    for module in sorted(modules() & set(BEHIND)):
+        reasons.setdefault(BEHIND[module], []).append(f"`{module}`")
+    lines = [f"- {', '.join(names)}: {reason}." for reason, names in reasons.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -246,7 +270,7 @@ def page(name: str) -> str:
             text += "| function | clause | what |\n|---|---|---|\n"
         for function in functions:
             what = function.docstring.split("\n\n")[0].replace("\n", " ").split(" Source: ")[0]
-            text += f"| `{function.name.removeprefix('refpeft.')}` | {function.clause} | {_cell(what)} |\n"
+            text += f"| `{function.name}` | {function.clause} | {_cell(what)} |\n"
         text += "\n" * bool(functions) + f"<!-- reference: refpeft.{module} -->\n"
     return text
 
@@ -254,7 +278,8 @@ def page(name: str) -> str:
 def index() -> str:
     """specs/api.md with its counts."""
     written = PAGE.read_text(encoding="utf-8")
-    return COUNTED.sub(lambda match: match[1] + counts() + match[3], written)
+    tables = {"names": names, "counts": counts, "behind": exceptions}
+    return COUNTED.sub(lambda match: match[1] + tables[match[2]]() + match[4], written)
 
 
 def modules() -> set[str]:

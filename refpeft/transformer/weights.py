@@ -43,7 +43,10 @@ TOKENS, HEAD, HEADS = "embeddings.tokens.weight", "head.weight", "heads."
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The frozen base: what it is, and its parameters under refpeft's canonical names."""
+    """The frozen base: what it is, and its parameters under refpeft's canonical names.
+
+    Source: transformers 5.23.0 `modeling_utils.py`, `PreTrainedModel`.
+    """
 
     config: ModelConfig
     """Read from config.json."""
@@ -59,6 +62,8 @@ class BaseModel:
         """The same model with another form of every parameter: another dtype, another kind of array.
 
         A parameter that is tied to another stays tied.
+
+        `function` takes and gives arrays of any shape.
         """
         done: dict[int, Array] = {}
         for parameter in self.parameters.values():
@@ -90,7 +95,11 @@ def scale_embeddings(
 def word_embeddings(
     base: BaseModel, input_ids: Int[Array, "batch tokens"]
 ) -> Float[Array, "batch tokens embedding"]:
-    """What the base model's embedding *module* gives for the text: its rows, scaled where the family scales them."""
+    """What the base model's embedding *module* gives for the text: its rows, scaled where the family scales them.
+
+    Source: `get_input_embeddings()` of transformers' models; `models/gemma/modeling_gemma.py`,
+    `GemmaTextScaledWordEmbedding.forward`.
+    """
     rows = embed_tokens(base.parameters[TOKENS], input_ids)
     scale = base.config.embedding_scale
     return rows if scale == 1.0 else scale_embeddings(rows, scale)
@@ -98,6 +107,8 @@ def word_embeddings(
 
 def load_base_model(directory: str | Path, dtype: str = "float64", *, lazy: bool = False) -> BaseModel:
     """Read an unmodified HF model directory: config.json and model.safetensors, or the shards that an index names.
+
+    Source: transformers 5.23.0 `modeling_utils.py`, `PreTrainedModel.from_pretrained`.
 
     Args:
         directory: As written by HF's `save_pretrained`.
@@ -134,6 +145,10 @@ def parameters_from_hf(
     leaves them untied (transformers 5.23.0 `modeling_utils.py`, `tie_weights`). If the file holds only one of the two, it is
     both. Heads of classification are read where they are there. Tensors that the family does not name are refused, except
     the buffers of old checkpoints and heads that nobody adapts: an unknown tensor means another architecture.
+
+    Each has the shape that `parameter_shapes` says.
+
+    Source: transformers 5.23.0 `models/*/modeling_*.py`, each module's parameters, and `conversion_mapping.py`.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, of another shape, not floating point, or not finite.
@@ -231,7 +246,10 @@ def _placed(view: NDArray[Any], shape: tuple[int, ...], dtype: Any, *, lazy: boo
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The canonical names of a base model's parameters and their shapes; a tied head has its own name here too."""
+    """The canonical names of a base model's parameters and their shapes; a tied head has its own name here too.
+
+    Source: transformers 5.23.0 `models/*/modeling_*.py`, `__init__` of each module.
+    """
     return {name: shape for name, (_, shape) in _expected(config).items()}
 
 
