@@ -37,7 +37,11 @@ def of_parameters(config: PromptLearningConfig, parameters: Parameters) -> Adapt
 
 
 def drawn(base: BaseModel, config: PromptLearningConfig, seed: int, *, first: bool = True) -> Adapter:
-    """A new adapter, with the initial values that `torch.manual_seed(seed)` gives HF; see `refpeft.get_peft_model`."""
+    """A new adapter, with the initial values that `torch.manual_seed(seed)` gives HF; see `refpeft.get_peft_model`.
+
+    Raises:
+        ConfigError: the configuration does not fit the base, or there is no memory for the parameters.
+    """
     config = fitting.fitted(base, config, first=first)
     if (
         isinstance(config, PromptTuningConfig)
@@ -120,7 +124,11 @@ class NoPrefix(PrefixTuningConfig):
 
 
 def require_generating(config: PromptLearningConfig) -> None:
-    """Refuse to disable the adapter of a model of a task for which HF fails."""
+    """Refuse to disable the adapter of a model of a task for which HF fails.
+
+    Raises:
+        InputError: the task is such.
+    """
     if config.task_type not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
         raise InputError(
             f"The adapter of a model for {config.task_type} cannot be disabled: HF fails (UnboundLocalError), since only models "
@@ -129,7 +137,11 @@ def require_generating(config: PromptLearningConfig) -> None:
 
 
 def require_no_prompt_behind_encoder(config: PromptLearningConfig) -> None:
-    """Refuse to generate where HF puts the prompt in though the adapter is disabled."""
+    """Refuse to generate where HF puts the prompt in though the adapter is disabled.
+
+    Raises:
+        InputError: it does so here.
+    """
     if config.task_type == "SEQ_2_SEQ_LM" and config.peft_type == "PROMPT_TUNING":
         raise InputError(
             "HF's generate puts the prompt before the encoder's text though the adapter is disabled. Generate with a prefix "
@@ -138,7 +150,11 @@ def require_no_prompt_behind_encoder(config: PromptLearningConfig) -> None:
 
 
 def require_no_types(given: Mapping[str, Any]) -> None:
-    """Refuse token types, which HF hands to the base while the adapter is disabled."""
+    """Refuse token types, which HF hands to the base while the adapter is disabled.
+
+    Raises:
+        InputError: they are given.
+    """
     if given.get("token_type_ids") is not None:
         raise InputError(
             "token_type_ids reach the base model while the adapter is disabled, and some of HF's models add them to the "

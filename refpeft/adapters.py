@@ -107,6 +107,10 @@ def require_new(adapters: Adapters, name: str, config: PromptLearningConfig) -> 
     """Refuse an adapter that cannot stand beside the others, in HF's order and words. Clause AD-1.
 
     Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.add_adapter`.
+
+    Raises:
+        InputError: the name is none, or taken.
+        ConfigError: the method or the task is another.
     """
     _require_name(name)
     if name in adapters.every:
@@ -147,6 +151,9 @@ def activated(adapters: Adapters, name: str, *, inference_mode: bool = False) ->
     The copy is then trained, unless `inference_mode`, whatever the adapter's configuration says.
 
     Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.set_adapter`; `utils/other.py`, `_set_adapter`.
+
+    Raises:
+        InputError: there is no such adapter.
     """
     _require_string(name)
     if name not in adapters.every:
@@ -159,6 +166,9 @@ def deleted(adapters: Adapters, name: str) -> Adapters:
     """One adapter less; if it was active, the first of the others is. Clause AD-4.
 
     Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.delete_adapter`; `utils/other.py`, `ModulesToSaveWrapper.delete_adapter`.
+
+    Raises:
+        InputError: there is no such adapter; or it is the only one; or HF fails.
     """
     _require_string(name)
     if name not in adapters.every:
@@ -274,6 +284,10 @@ def save(
     """Each adapter, or each selected one, into a directory of its own; see `refpeft.PeftModel.save_pretrained`. Clause AD-5.
 
     Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.save_pretrained`.
+
+    Raises:
+        InputError: a selected adapter is not there.
+        CheckpointError: see `refpeft.checkpoint.save`.
     """
     names = list(adapters.every)
     if any(name not in names for name in selected or ()):

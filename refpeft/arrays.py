@@ -1,8 +1,8 @@
 """The only door to NumPy: the array functions that the specification may use, differentiated by autograd.
 
-The rest of the specification writes `from refpeft import arrays as np`. Each function here works on three kinds of
-array: `numpy.ndarray`, the boxes that autograd traces, and foreign arrays that answer NumPy's protocols
-(`__array_ufunc__`, `__array_function__`), such as CuPy's, once they are announced with `register`.
+The rest of the specification writes `from refpeft import arrays as np`. Each function here takes arrays of any shape and
+floating-point format that says no other, of three kinds: `numpy.ndarray`, the boxes that autograd traces, and foreign arrays that
+answer NumPy's protocols (`__array_ufunc__`, `__array_function__`), such as CuPy's, once they are announced with `register`.
 
 Why not autograd's own functions: several of their gradients widen float32 to float64 (`mean`, `max`, `where`, `**`), and
 others pass through host memory (`sum` adds a host array, `concatenate` views its result as ndarray, indexing scatters
@@ -317,7 +317,7 @@ def with_gradient(
 
     `back` answers for each of the inputs; None stands for one that is not traced.
     """
-    return _with_gradient(answer, back, *inputs)
+    return _with_gradient(answer, back, *inputs)  # type: ignore[arg-type]  # None is no box, and passes
 
 
 def is_traced(x: Any) -> bool:

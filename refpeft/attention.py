@@ -25,13 +25,20 @@ _LAYER = "{stack}.layers.{layer}.{attention}."
 def split_heads(
     x: Float[Array, "batch tokens width"], heads: int
 ) -> Float[Array, "batch heads tokens head_dim"]:
-    """(batch, tokens, heads · head_dim) -> (batch, heads, tokens, head_dim): heads outermost in the width."""
+    """(batch, tokens, heads · head_dim) -> (batch, heads, tokens, head_dim): heads outermost in the width.
+
+    Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2Attention.forward`: `view(…, -1,
+    head_dim).transpose(1, 2)`.
+    """
     batch, tokens, width = x.shape
     return np.swapaxes(np.reshape(x, (batch, tokens, heads, width // heads)), 1, 2)
 
 
 def merge_heads(x: Float[Array, "batch heads tokens head_dim"]) -> Float[Array, "batch tokens width"]:
-    """The inverse of `split_heads`."""
+    """The inverse of `split_heads`.
+
+    Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `eager_attention_forward` and `GPT2Attention.forward`.
+    """
     batch, heads, tokens, head_dim = x.shape
     return np.reshape(np.swapaxes(x, 1, 2), (batch, tokens, heads * head_dim))
 
@@ -256,7 +263,10 @@ def dot_product_attention(
     scale: float,
     **options: Any,
 ) -> Float[Array, "batch query width"]:
-    """`softmax(scale · q · kᵀ + mask) · v`, the heads joined. `options` are those of `scores`: a softcap, a bias."""
+    """`softmax(scale · q · kᵀ + mask) · v`, the heads joined. `options` are those of `scores`: a softcap, a bias.
+
+    Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `eager_attention_forward`.
+    """
     return context(weights(scores(query, key_states, visible, scale, **options)), value_states)
 
 
@@ -280,6 +290,9 @@ def attend(
         context = softmax(scale · q · [prefix_key ; key]ᵀ + mask) · [prefix_value ; value]
 
     `options` are those of `scores`: a softcap, a bias.
+
+    Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2Attention.forward`; `cache_utils.py`,
+    `DynamicLayer.update`.
 
     Returns:
         The context (batch, query, heads · head_dim), and the key and value states: the cache for the next token.

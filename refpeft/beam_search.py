@@ -48,7 +48,10 @@ class Finished(Beams):
 
 
 def log_softmax(logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
-    """`x − log Σ exp x`, shifted by the largest."""
+    """`x − log Σ exp x`, shifted by the largest.
+
+    Source: `torch.nn.functional.log_softmax`.
+    """
     shifted = logits - logits.max(axis=-1, keepdims=True)
     result: Array = shifted - numpy.log(numpy.exp(shifted).sum(axis=-1, keepdims=True))
     return result
@@ -155,6 +158,8 @@ def still_open(
 
     The best running score is divided by the present number of new tokens to the length_penalty, though a longer beam could
     come out better; with early_stopping "never" and a positive penalty, by the largest number there can be.
+
+    Source: transformers 5.23.0 `generation/utils.py`, `GenerationMixin._check_early_stop_heuristic`.
     """
     optimist = options.early_stopping == "never" and options.length_penalty > 0
     best = penalised(running.scores[:, :1], longest if optimist else new_tokens, options.length_penalty)
@@ -184,6 +189,8 @@ def beam_search(
     """The best num_return_sequences continuations of each row and their scores, each row's one after the other.
 
     Rows that are shorter than the longest are filled with pad_token_id; with the first eos_token_id if that is 0 or None.
+
+    Source: transformers 5.23.0 `generation/utils.py`, `GenerationMixin._beam_search`.
     """
     beams, eos, tokens = options.num_beams, options.eos_token_ids, input_ids.shape[1]
     batch_size, kept = input_ids.shape[0] // beams, beams * max(2, 1 + len(eos))

@@ -53,7 +53,10 @@ def prompt_embeddings(parameters: Parameters, config: PromptLearningConfig) -> F
     source="peft utils/save_and_load.py set_peft_model_state_dict",
 )
 def loaded_head(stored: Array, own: Array) -> Array:
-    """A head's tensor of a loaded adapter: the file's, whatever the base model has of its own. Clause CK-4."""
+    """A head's tensor of a loaded adapter: the file's, whatever the base model has of its own. Clause CK-4.
+
+    Both have the shape that the base model's head has: (labels, hidden), or (labels).
+    """
     return stored
 
 
@@ -63,6 +66,9 @@ def save(directory: str | Path, config: PromptLearningConfig, parameters: Parame
     The configuration is written with `inference_mode` true, whatever it is in memory, as HF does. Heads that are trained beside
     the virtual tokens stand in the same file, under their names with `base_model.` before. Each file appears
     whole or not at all; the configuration comes last, so that a directory with a configuration has its weights.
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.save_pretrained`; `utils/save_and_load.py`,
+    `get_peft_model_state_dict`.
 
     Raises:
         CheckpointError: the path is a file, or the directory cannot be written.
@@ -91,6 +97,8 @@ def load(
 
     The tensors come in `dtype`, the base model's.
 
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.from_pretrained`.
+
     Raises:
         ConfigError: adapter_config.json is missing or wrong.
         CheckpointError: as `load_tensors`.
@@ -101,6 +109,8 @@ def load(
 def load_config(directory: str | Path) -> PromptLearningConfig:
     """The configuration of an adapter directory, in inference mode, whatever the file says.
 
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.from_pretrained`, whose `is_trainable` is False.
+
     Raises:
         ConfigError: adapter_config.json is missing or wrong.
     """
@@ -109,6 +119,8 @@ def load_config(directory: str | Path) -> PromptLearningConfig:
 
 def load_tensors(directory: str | Path, dtype: Any = None) -> dict[str, NDArray[Any]]:
     """The tensors of an adapter directory in `dtype`, or each as it is stored: `prompt_embeddings`, and heads.
+
+    Source: HF peft 0.21.2 `utils/save_and_load.py`, `load_peft_weights`.
 
     Raises:
         CheckpointError: the weights are missing, pickled, damaged, not finite, or hold no `prompt_embeddings`.
@@ -140,6 +152,8 @@ def parameters_from(
     """The parameters of a loaded adapter, once its configuration is filled in from the base model.
 
     `wanted`: the shape of `prompt_embeddings`, and of each tensor of a head that was trained with it.
+
+    Source: HF peft 0.21.2 `utils/save_and_load.py`, `set_peft_model_state_dict`.
 
     Raises:
         CheckpointError: a tensor is missing, or there is one too many; or its shape is not what the configuration and the base

@@ -275,7 +275,11 @@ class PromptLearningConfig(ABC):
         return cls.from_json_file(Path(directory) / CONFIG_NAME)
 
     def known(self, purpose: str, *names: str) -> list[int]:
-        """The sizes of these names, or a ConfigError that says for what purpose which of them is missing."""
+        """The sizes of these names; `purpose`: what needs them, for the message.
+
+        Raises:
+            ConfigError: one is not known.
+        """
         missing = [name for name in names if getattr(self, name) is None]
         if missing:
             raise ConfigError(

@@ -21,6 +21,8 @@ def base_parameters(base: BaseModel, task_type: str | None) -> int:
 
     A directory may hold the heads of several tasks; HF's class has that of its own. Tied tables count once; buffers, BART's
     `final_logits_bias` among them, do not; Falcon's keys and values count as they are stored.
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.get_nb_trainable_parameters`.
     """
     total = 0
     for name, shape in parameter_shapes(base.config).items():
@@ -52,7 +54,10 @@ def _repeated(name: str, base: BaseModel) -> int:
 
 
 def size_of(parameters: Parameters) -> int:
-    """The numbers of some parameters."""
+    """The numbers of some parameters.
+
+    Source: torch's `Tensor.numel`.
+    """
     return sum(math.prod(value.shape) for value in parameters.values())
 
 
@@ -61,6 +66,8 @@ def trainable_and_all(base: BaseModel, adapters: Adapters) -> tuple[int, int]:
 
     Trained are the prompt encoders of *all* adapters, and the copy of the head that is used, if it is trained. A head with
     copies counts once more for each of them: the base keeps its own.
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.get_nb_trainable_parameters`.
     """
     every = adapters.every.values()
     prompts, heads = sum(size_of(own.prompt) for own in every), sum(size_of(own.head) for own in every)
@@ -72,5 +79,8 @@ def trainable_and_all(base: BaseModel, adapters: Adapters) -> tuple[int, int]:
 
 
 def sentence(trainable: int, whole: int) -> str:
-    """What HF's `print_trainable_parameters` prints."""
+    """What HF's `print_trainable_parameters` prints.
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.print_trainable_parameters`.
+    """
     return f"trainable params: {trainable:,d} || all params: {whole:,d} || trainable%: {100 * trainable / whole:.4f}"

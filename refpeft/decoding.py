@@ -52,7 +52,11 @@ _PREPARE = "peft peft_model.py PeftModelForCausalLM.prepare_inputs_for_generatio
 
 
 class Adapted(NamedTuple):
-    """The adapted model that decodes."""
+    """The adapted model that decodes.
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModelForCausalLM.generate` and `PeftModelForSeq2SeqLM.generate`, which
+    decide by the same.
+    """
 
     parameters: Parameters
     base: BaseModel
@@ -248,6 +252,8 @@ def advance(
     """The logits behind the last token of each row, on the host, and the state for the next step.
 
     Only the first step's stages are recorded: those of later steps would take their names.
+
+    Source: transformers 5.23.0 `generation/utils.py`, `GenerationMixin._sample`: one call of the model.
     """
     forward = _behind_encoder if adapted.behind_encoder else _decoder_alone
     fed = fed_tokens(sequences, state.past_key_values is not None, use_cache)

@@ -131,7 +131,11 @@ def _read_text(path: Path, what: str) -> str:
 
 
 def refuse_constant(name: str) -> float:
-    """Python reads NaN and Infinity as numbers; JSON has none of them."""
+    """Python reads NaN and Infinity as numbers; JSON has none of them.
+
+    Raises:
+        ValueError: always.
+    """
     raise ValueError(f"{name} is not a JSON number")
 
 

@@ -60,7 +60,10 @@ def next_tokens(
 
 @step("generation.logits", clause="GN-4", axes="batch new_tokens vocab", source=_SAMPLE)
 def stack_logits(logits: list[Array]) -> Float[Array, "batch new_tokens vocab"]:
-    """The raw logits behind each token that was chosen: as they come out of the model, the end of sequence included."""
+    """The raw logits behind each token that was chosen: as they come out of the model, the end of sequence included.
+
+    Each is (batch, vocab).
+    """
     return numpy.stack(logits, axis=1)
 
 
@@ -92,7 +95,10 @@ def greedy_search(
     longest: int,
     options: GenerationConfig,
 ) -> GenerateOutput:
-    """The likeliest token at each step, until every row has ended or `longest` tokens were added."""
+    """The likeliest token at each step, until every row has ended or `longest` tokens were added.
+
+    Source: transformers 5.23.0 `generation/utils.py`, `GenerationMixin._sample`, with `do_sample=False`.
+    """
     sequences, logits, eos = input_ids, [], options.eos_token_ids
     finished = numpy.zeros(len(input_ids), bool)
     for new_tokens in range(longest):
@@ -145,7 +151,13 @@ def generate(
 
 
 def require_task(config: PromptLearningConfig) -> None:
-    """Refuse an adapter of a task type whose models do not write."""
+    """Refuse an adapter of a task type whose models do not write.
+
+    Source: HF peft 0.21.2 `peft_model.py`: only `PeftModelForCausalLM` and `PeftModelForSeq2SeqLM` have `generate`.
+
+    Raises:
+        InputError: its task type is another.
+    """
     if config.task_type not in TASKS:
         raise InputError(
             f"This adapter is for {config.task_type}, and generates nothing: only those for {' and '.join(TASKS)} do. Call the "
@@ -154,7 +166,12 @@ def require_task(config: PromptLearningConfig) -> None:
 
 
 def first_length(model: ModelConfig, input_ids: Array) -> int:
-    """How many tokens of the returned sequences were there before: the text's, or the start token behind an encoder."""
+    """How many tokens of the returned sequences were there before: the text's, or the start token behind an encoder.
+
+    `input_ids` are (batch, tokens).
+
+    Source: transformers 5.23.0 `generation/utils.py`, `GenerationMixin.generate`.
+    """
     return 1 if model.kind == "encoder_decoder" else int(input_ids.shape[1])
 
 

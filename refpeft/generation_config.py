@@ -51,7 +51,11 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How to decode. Names and meanings are HF's; a combination that HF refuses is refused here."""
+    """How to decode. Names and meanings are HF's; a combination that HF refuses is refused here.
+
+    Source: transformers 5.23.0 `generation/configuration_utils.py`, `GenerationConfig`; `generation/utils.py`,
+    `_prepare_special_tokens`.
+    """
 
     max_new_tokens: int | None = None
     """How many tokens to add at most; wins over `max_length`."""
@@ -138,6 +142,8 @@ class GenerationConfig:
 
 def as_generation_config(options: dict[str, Any]) -> GenerationConfig:
     """Keyword arguments of `generate` as a configuration.
+
+    Source: transformers 5.23.0 `generation/utils.py`, `_prepare_generation_config`.
 
     Raises:
         InputError: an option that refpeft does not know, or does not compute.

@@ -35,7 +35,11 @@ def _integers(value: Any, name: str) -> Array:
 
 
 def checked_parameter(value: Any, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-    """A trainable parameter in the base model's dtype: of the right shape, real, finite."""
+    """A trainable parameter in the base model's dtype: of the right shape, real, finite.
+
+    Raises:
+        InputError: it is none; the message says what was given and what is expected.
+    """
     array = _array(value, f"'{name}'", "iuf", "real numbers")
     if array.shape != shape:
         raise InputError(f"'{name}' must have shape {shape}, got {array.shape}.")
@@ -52,7 +56,11 @@ def checked_parameter(value: Any, name: str, shape: tuple[int, ...], dtype: Any)
 
 
 def checked_ids(input_ids: Any, model: ModelConfig, virtual: int, name: str = "input_ids") -> Array:
-    """Token ids (batch, tokens), each in the vocabulary, few enough for the position table."""
+    """Token ids (batch, tokens), each in the vocabulary, few enough for the position table.
+
+    Raises:
+        InputError: they are others; the message says where.
+    """
     ids = _integers(input_ids, name)
     vocabulary, positions = model.vocab_size, model.position_limit
     if ids.size == 0:
@@ -96,7 +104,11 @@ def checked_mask(
     name: str = "attention_mask",
     like: str = "input_ids",
 ) -> Array:
-    """A mask of 0 and 1 for the text alone, of the shape of the ids."""
+    """A mask of 0 and 1 for the text alone, of the shape of the ids.
+
+    Raises:
+        InputError: it is another; the message says what was given.
+    """
     bfloat16 = str(getattr(attention_mask, "dtype", "")) == "bfloat16"  # no kind of NumPy's own
     mask = attention_mask.astype(numpy.float32) if bfloat16 else attention_mask
     mask = _array(mask, name, "iufb", "numbers or booleans")
@@ -107,7 +119,11 @@ def checked_mask(
 
 
 def checked_classes(value: Any, batch: int, num_labels: int, problem_type: str | None) -> Array:
-    """SEQ_CLS: a class for each text; or real numbers, one for each text (regression) or for each text and class."""
+    """SEQ_CLS: a class for each text; or real numbers, one for each text (regression) or for each text and class.
+
+    Raises:
+        InputError: they are others; the message says what was given.
+    """
     array = _array(value, "labels", "iuf", "numbers")
     if array.dtype.kind == "f":
         single = num_labels == 1 and array.shape == (batch,)
@@ -134,7 +150,11 @@ def checked_classes(value: Any, batch: int, num_labels: int, problem_type: str |
 
 
 def checked_labels(labels: Any, shape: tuple[int, ...], vocabulary: int, like: str = "input_ids") -> Array:
-    """Labels of the shape of the ids: token ids or classes, or −100."""
+    """Labels of the shape of the ids: token ids or classes, or −100.
+
+    Raises:
+        InputError: they are others; the message says where.
+    """
     array = _integers(labels, "labels")
     _same_shape(array, shape, "labels", 0, like)
     wrong = ((array < 0) | (array >= vocabulary)) & (array != ops.IGNORE_INDEX)
@@ -148,7 +168,11 @@ def checked_labels(labels: Any, shape: tuple[int, ...], vocabulary: int, like: s
 
 
 def checked_positions(position_ids: Any, shape: tuple[int, ...], virtual: int, model: ModelConfig) -> Array:
-    """Positions of the text, counted without the virtual tokens, within the table."""
+    """Positions of the text, counted without the virtual tokens, within the table.
+
+    Raises:
+        InputError: they are others; the message says what was given.
+    """
     positions = _integers(position_ids, "position_ids")
     _same_shape(positions, shape, "position_ids", 0)
     if model.position_limit is None:

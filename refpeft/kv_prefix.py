@@ -38,6 +38,8 @@ def prompt_embeddings_from_past_key_values(
     Layer l's keys are in block 2 · l and its values in 2 · l + 1, behind an encoder too, where the prefix is read otherwise
     (PX-8). A cache that keeps the last tokens alone, as those of layers with a window do, gives the first of these.
 
+    Source: HF peft 0.21.2 `tuners/cartridge/utils.py`, `prompt_embeddings_from_past_key_values`.
+
     Args:
         past_key_values: A (key, value) for each layer, each (1, kv_heads, tokens, head_dim), as `Output.past_key_values`.
         num_virtual_tokens: How many tokens.
@@ -83,6 +85,8 @@ def initialize_kv_prefix_from_past_key_values(
 ) -> Float[Array, "virtual prefix_width"]:
     """Start a prefix adapter, the active one if none is named, from a cache; returns the flat prefix. Clause AD-9.
 
+    Source: HF peft 0.21.2 `tuners/cartridge/utils.py`, `initialize_kv_prefix_from_past_key_values`.
+
     Raises:
         ConfigError: the adapter is no prefix, or has a projection, even one that was loaded flat.
         InputError: there is no such adapter; or the cache does not fit it.
@@ -113,6 +117,8 @@ def initialize_kv_prefix_from_text(
     max_length: int | None = None,
 ) -> Float[Array, "virtual prefix_width"]:
     """Start a prefix adapter from the base model's keys and values of a text; returns the flat prefix. Clause AD-10.
+
+    Source: HF peft 0.21.2 `tuners/cartridge/utils.py`, `initialize_kv_prefix_from_text`.
 
     Args:
         model: For CAUSAL_LM, or for SEQ_2_SEQ_LM with BART, whose decoder then reads the text, shifted.
@@ -167,6 +173,8 @@ def compose_prefix_adapters(adapter_paths: Sequence[str | Path], *, output_path:
     The rules are those of HF's `compose_cartridge_adapters`, which takes adapters of its method CARTRIDGE: prefixes in the same
     file format. The configuration is the first adapter's, with the sum of the virtual tokens. Keys are not rotated anew: the
     second prefix keeps the positions that it was made with.
+
+    Source: HF peft 0.21.2 `tuners/cartridge/utils.py`, `compose_cartridge_adapters`.
 
     Raises:
         ConfigError: an adapter is no prefix, or differs from the first in its task or sizes.

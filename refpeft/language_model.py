@@ -7,6 +7,7 @@ training step, never exists.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import numpy
@@ -31,6 +32,10 @@ def logits(
 ) -> Float[Array, "batch query vocab"]:
     """The language-model head: the trained copy, if it is among `modules_to_save`, or the frozen one.
 
+    (batch, query, hidden) -> (batch, query, vocab).
+
+    Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2LMHeadModel.forward`.
+
     Raises:
         InputError: the base model's checkpoint has no such head.
     """
@@ -53,7 +58,10 @@ def loss(
     hidden: Float[Array, "batch query hidden"],
     labels: Int[Array, "batch query"],
 ) -> Float[Array, ""]:
-    """The loss of the head's logits; nobody asks for the logits themselves."""
+    """The loss of the head's logits where nobody asks for the logits themselves.
+
+    Source: transformers 5.23.0 `loss/loss_utils.py`, `ForCausalLMLoss`.
+    """
     value: Array = ops.loss(kind, logits(parameters, base, hidden), labels)
     return value
 
@@ -69,25 +77,20 @@ def _loss_where_labels_count(
     if heads_trained or not np.is_plain(hidden) or not len(rows):
         return NotImplemented
     value, targets = np.value_of(hidden), wanted.reshape(-1)
-    flat, total, traced = (
-        value.reshape(-1, value.shape[-1]),
-        numpy.zeros((), value.dtype),
-        np.is_traced(hidden),
-    )
-    gradient = numpy.zeros_like(flat) if traced else None
+    flat, total = value.reshape(-1, value.shape[-1]), numpy.zeros((), value.dtype)
+    gradient = numpy.zeros_like(flat) if np.is_traced(hidden) else None
+
+    def part(given: Parameters, chosen: Any) -> Array:
+        own = ops.cross_entropy(logits(parameters, base, given["hidden"]), targets[None, chosen])
+        return own * value.dtype.type(len(chosen) / len(rows))  # type: ignore[no-any-return]
+
     pieces = min(len(rows), -(-len(rows) * base.config.vocab_size // AT_ONCE))
     for chosen in numpy.array_split(rows, pieces):
-        share = value.dtype.type(len(chosen) / len(rows))
-
-        def part(given: Parameters, chosen: Any = chosen, share: Any = share) -> Array:
-            own = logits(parameters, base, given["hidden"])
-            return ops.cross_entropy(own, targets[None, chosen]) * share
-
         piece: Parameters = {"hidden": flat[None, chosen]}
         if gradient is None:
-            total = total + part(piece)
+            total = total + part(piece, chosen)
         else:
-            more, found = np.value_and_grad(part, piece)
+            more, found = np.value_and_grad(functools.partial(part, chosen=chosen), piece)
             total, gradient[chosen] = total + more, found["hidden"][0]
     if gradient is None:
         return total

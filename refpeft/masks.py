@@ -21,6 +21,8 @@ def prepare_attention_mask(
 
     Forward keeps a None mask None (clause MK-2); this function, for callers who build the cache themselves, answers
     None with what is known without the text: ones of shape (batch, virtual).
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModelForCausalLM.forward`.
     """
     if attention_mask is None:
         return numpy.ones((batch_size, num_virtual_tokens), dtype=numpy.float32)

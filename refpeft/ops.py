@@ -95,7 +95,10 @@ class Norm(Protocol):
     """What the norms have in common."""
 
     def __call__(self, x: Array, weight: Array | None, bias: Array | None, epsilon: float) -> Array:
-        """The rows of `x`, normalised; weight and bias may be absent."""
+        """The rows of `x` (…, hidden), normalised; weight and bias (hidden) may be absent.
+
+        Source: `torch.nn.functional.layer_norm` and its likes.
+        """
         ...
 
 
@@ -166,7 +169,10 @@ def causal_lm_loss(
 
 
 def next_labels(labels: Int[Array, "batch query"]) -> Int[Array, "batch query"]:
-    """What each position predicts: the next position's label; the last predicts nothing."""
+    """What each position predicts: the next position's label; the last predicts nothing.
+
+    Source: transformers 5.23.0 `loss/loss_utils.py`, `ForCausalLMLoss`.
+    """
     nothing = np.full((labels.shape[0], 1), IGNORE_INDEX, labels.dtype, like=labels)
     return np.concatenate([labels[:, 1:], nothing], axis=1)
 

@@ -32,6 +32,11 @@ class PeftModel:
 
     It can have several adapters, of which one is active (specs/adapters.md).
 
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel` and the classes of the task types; methods do what HF's of the
+    same name do. refpeft's own are `config`, `value_and_grad`, `parameters`, `num_trainable_parameters`,
+    `trainable_parameters`, `trainable_parameter_names` and `load_trainable_parameters`: torch has them in
+    `requires_grad`, `grad` and `state_dict`.
+
     Attributes:
         base: The frozen base.
     """
@@ -93,7 +98,7 @@ class PeftModel:
     def value_and_grad(
         self, input_ids: Any, labels: Any = None, attention_mask: Any = None, **inputs: Any
     ) -> tuple[Array, dict[str, Array]]:
-        """The loss, and its gradient for each trainable parameter under HF's name. The base gets none.
+        """The loss, a scalar, and its gradient for each trainable parameter, of the parameter's shape, under HF's name. The base gets none.
 
         Raises:
             InputError: as `__call__`; or there is nothing to take a loss of, or nothing that is trained.
@@ -160,7 +165,11 @@ class PeftModel:
         return output if return_dict_in_generate else output.sequences
 
     def get_prompt(self, batch_size: int) -> Array | tuple[KeyValue, ...]:
-        """The virtual tokens as the base model gets them; see `refpeft.peft_model.get_prompt`."""
+        """The virtual tokens as the base model gets them; see `refpeft.tasks.get_prompt`.
+
+        Prompt tuning: (batch, virtual, hidden). Prefix tuning: a (key, value) for each layer, each (batch, kv_heads,
+        virtual, head_dim).
+        """
         return get_prompt(self._adapters.used(), self.config, batch_size, self.base)
 
     def prepare_attention_mask(
@@ -171,11 +180,17 @@ class PeftModel:
         return masks.prepare_attention_mask(batch_size, mask, self.config.num_virtual_tokens)
 
     def parameters(self) -> dict[str, Array]:
-        """All that the active adapter computes with: what is trained, and the heads of a loaded adapter, which HF freezes."""
+        """All that the active adapter computes with: what is trained, and the heads of a loaded adapter, which HF freezes.
+
+        Each has the shape that the method's `parameter_shapes` says; a head's is (labels, hidden) or (labels).
+        """
         return self._adapters.used()
 
     def trainable_parameters(self) -> dict[str, Array]:
-        """What a loss has gradients for, under HF's names (without the adapter's name), in HF's order."""
+        """What a loss has gradients for, under HF's names (without the adapter's name), in HF's order.
+
+        Each has the shape that the method's `parameter_shapes` says; a head's is (labels, hidden) or (labels).
+        """
         return self._adapters.trained()
 
     def trainable_parameter_names(self) -> list[str]:
@@ -328,6 +343,8 @@ def get_peft_model(
 
     The caller's configuration is left as it is; the model's is filled in from the base (clause CF-3). Values are drawn
     in float32, as HF's, and kept in the base model's dtype. Heads that are trained too start as the base model's.
+
+    Source: HF peft 0.21.2 `mapping_func.py`, `get_peft_model`; `peft_model.py`, `PeftModel.__init__`.
 
     Raises:
         ConfigError: the configuration does not fit the base, or has no task type.

@@ -207,6 +207,8 @@ def rotate(
 ) -> Float[Array, "batch heads query head_dim"]:
     """`x · cos + rotate_half(x) · sin`, with `rotate_half(a, b) = (−b, a)` of the two halves; numbers beyond pass.
 
+    Source: transformers 5.23.0 `models/llama/modeling_llama.py`, `apply_rotary_pos_emb`, `rotate_half`.
+
     How others differ: GPT-J and the original RoPE turn neighbours (x₀, x₁), (x₂, x₃), …; HF's families turn x_i with
     x_{i + d/2}.
     """

@@ -32,12 +32,18 @@ _GET_PROMPT = "peft peft_model.py PeftModel.get_prompt"
 
 
 def projects(config: PrefixTuningConfig) -> bool:
-    """Whether the flat prefix comes out of the two-layer network: never in inference mode (clause PX-5)."""
+    """Whether the flat prefix comes out of the two-layer network: never in inference mode (clause PX-5).
+
+    Source: HF peft 0.21.2 `tuners/prefix_tuning/model.py`, `PrefixEncoder.__init__`.
+    """
     return config.prefix_projection and not config.inference_mode
 
 
 def parameter_shapes(config: PrefixTuningConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the trainable parameters, in HF's order. Linear weights are outputs × inputs. Clause PX-1."""
+    """Names and shapes of the trainable parameters, in HF's order. Linear weights are outputs × inputs. Clause PX-1.
+
+    Source: HF peft 0.21.2 `tuners/prefix_tuning/model.py`, `PrefixEncoder.__init__`.
+    """
     width = config.prefix_embedding_dim
     if not projects(config):
         return {EMBEDDING: (config.num_virtual_tokens, width)}
@@ -62,6 +68,8 @@ def initial_parameters(config: PrefixTuningConfig, generator: Generator, like: A
     Zeros are not a no-op: zero keys still take their share of the softmax (clause AT-4).
 
     Source: `PrefixEncoder.__init__`; `torch.nn.Embedding`, `torch.nn.Linear`.
+
+    Each has the shape that `parameter_shapes` says.
     """
     shapes = parameter_shapes(config)
     drawn = {EMBEDDING: embedding(generator, *shapes[EMBEDDING])}
@@ -241,6 +249,8 @@ def flatten(past_key_values: tuple[tuple[Array, Array], ...]) -> Float[Array, "v
     """The inverse of `forward` for a batch of one: the flat rows that give these keys and values.
 
     Source: HF peft 0.21.2 `tuners/cartridge/utils.py`, `prompt_embeddings_from_past_key_values`.
+
+    Each key and value is (1, kv_heads, virtual, head_dim).
 
     Raises:
         InputError: the batch is not one.

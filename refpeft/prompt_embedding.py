@@ -23,7 +23,10 @@ EMBEDDING = "prompt_encoder.embedding.weight"
 
 
 def parameter_shapes(config: PromptTuningConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the trainable parameters: one table (virtual · submodules, token_dim). Clause PT-1."""
+    """Names and shapes of the trainable parameters: one table (virtual · submodules, token_dim). Clause PT-1.
+
+    Source: HF peft 0.21.2 `tuners/prompt_tuning/model.py`, `PromptEmbedding.__init__`.
+    """
     return {EMBEDDING: (config.total_virtual_tokens, _token_dim(config))}
 
 
@@ -115,12 +118,16 @@ def initial_parameters(
     Args:
         config: Filled in; its `tokenizer_name_or_path` names a directory with a `tokenizer.json`, or that file.
         generator: torch's CPU generator; it moves on by the draws made.
-        word_embeddings: (ids) -> rows: the base model's embedding module.
+        word_embeddings: ids (virtual) -> rows (virtual, hidden): the base model's embedding module.
         vocab_size: The number of rows of that module's table.
         like: An array of the dtype and place that the values get. They are float32 values, as HF's, whatever the base model is.
 
     Source: HF peft 0.21.2 `tuners/prompt_tuning/model.py`, `PromptEmbedding.__init__`.
     How others differ: standard deviation 0.02; sampling without replacement or from the 5,000 commonest tokens.
+
+    Raises:
+        ConfigError: the init text's tokenizer is missing, or gives no token; or `tokenizer_kwargs` are given.
+        InputError: the tokenizer gives a token id that the base model does not have.
     """
     rows = config.total_virtual_tokens
     table = embedding(generator, rows, _token_dim(config))  # drawn by nn.Embedding, even if overwritten below

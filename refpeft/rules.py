@@ -23,7 +23,11 @@ class Rule(NamedTuple):
         return Rule(f"{self.expected} or None", lambda value: value is None or self.accepts(value))
 
     def check(self, name: str, value: object) -> None:
-        """Raise a ConfigError that names the field, what is expected, and what was given."""
+        """Refuse a value that is something else.
+
+        Raises:
+            ConfigError: it is; the message names the field, what is expected, and what was given.
+        """
         if not self.accepts(value):
             shown = _shown(value)
             shown = shown if len(shown) <= 80 else f"{shown[:77]}..."

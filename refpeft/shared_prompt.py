@@ -32,7 +32,10 @@ def forward(
     attention_mask: Shaped[Array, "batch key"] | None,
     given: Given,
 ) -> StackOutput:
-    """The last hidden states of virtual and real tokens. `attention_mask`: virtual tokens included."""
+    """The last hidden states of virtual and real tokens. `attention_mask`: virtual tokens included.
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModelForCausalLM.forward`.
+    """
     together = prompt_embedding.prepend(prompt, embeds)
     return stack.forward(base.parameters, base.config, together, attention_mask, None, given)
 
@@ -49,7 +52,9 @@ def _prompt_once(
     batch, virtual, hidden = prompt.shape
     if base.config.kind != "decoder" or (batch - 1) * virtual * hidden < WORTH:
         return NotImplemented
-    mask = None if attention_mask is None else attention_mask[:1, :virtual]  # ones; Falcon tells them from none
+    mask = (
+        None if attention_mask is None else attention_mask[:1, :virtual]
+    )  # ones; Falcon tells them from none
     alone = stack.forward(base.parameters, base.config, np.cut(prompt, 0, 1, 0), mask)
     past = tuple(
         (np.broadcast_to(key, (batch, *key.shape[1:])), np.broadcast_to(value, (batch, *value.shape[1:])))

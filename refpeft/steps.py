@@ -65,7 +65,11 @@ _OUTSIDE: Mapping[str, object] = {"which": "", "attention": "attention"}
 def step(
     name: str, *, clause: str, axes: str, stage: str | None = None, kind: Kind = "composite", source: str = ""
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Enter a function in the table of steps (see the module's docstring). A doubled name is a mistake."""
+    """Enter a function in the table of steps (see the module's docstring).
+
+    Raises:
+        ValueError: another step has the name.
+    """
 
     def enter(function: Callable[P, R]) -> Callable[P, R]:
         if name in STEPS:
@@ -204,7 +208,11 @@ def replaced(replacements: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
 
 
 def definition(name: str) -> Callable[..., Any]:
-    """The defining function of a step, whatever replaces it now."""
+    """The defining function of a step, whatever replaces it now.
+
+    Raises:
+        KeyError: no step has the name; with the names that are near it.
+    """
     if name not in STEPS:
         import difflib
 

@@ -149,6 +149,8 @@ def forward(
 
     `others` are the further fields of `Batch`. Zero virtual tokens give the base model.
     Source: HF peft 0.21.2 `peft_model.py`, `PeftModelFor….forward`.
+
+    `labels` have the shape that the task gives them (`refpeft.peft_model.PeftModel.__call__`).
     """
     batch = Batch(input_ids, attention_mask, labels, position_ids, **others)
     if base.config.kind == "encoder_decoder":
@@ -193,7 +195,10 @@ def text_inputs(
     input_ids: Int[Array, "batch tokens"],
     attention_mask: Shaped[Array, "batch tokens"] | None,
 ) -> tuple[Float[Array, "batch tokens embedding"], Shaped[Array, "batch key"] | None]:
-    """The text's embeddings, and its mask with ones for virtual tokens; a prefix stands before the decoder, not the encoder."""
+    """The text's embeddings, and its mask with ones for virtual tokens; a prefix stands before the decoder, not the encoder.
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModelFor….forward`.
+    """
     embeds, virtual = word_embeddings(base, input_ids), config.num_virtual_tokens
     if base.config.kind == "encoder_decoder" and isinstance(config, PrefixTuningConfig):
         virtual = 0
@@ -211,6 +216,11 @@ def encode(
 
     Prompt tuning puts the first n of its 2n rows before the text; rows n … 2n − 1 are never used (clause PT-8). A prefix does not
     reach the encoder.
+
+    `prompt`: what `get_prompt` gives, (batch, 2 · virtual, hidden) or keys and values.
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModelForSeq2SeqLM.forward`; transformers 5.23.0
+    `models/t5/modeling_t5.py`, `T5Stack.forward`.
     """
     if not isinstance(prompt, tuple):
         embeds = prompt_embedding.prepend(
@@ -234,6 +244,11 @@ def decode(
     """The decoder on its own tokens, behind the prefix or an earlier call's cache, with its eyes on the encoder's states.
 
     `cached`: how many positions the cache holds, if it is not the prefix's.
+
+    `encoded` is (batch, encoder_key, hidden), `encoder_mask` (batch, encoder_key).
+
+    Source: transformers 5.23.0 `models/t5/modeling_t5.py`, `T5ForConditionalGeneration.forward`;
+    `models/bart/modeling_bart.py`, `BartModel.forward`.
     """
     with scope(which="decoder_"):
         embeds, virtual = word_embeddings(base, ids), 0
@@ -285,19 +300,31 @@ def _language_model(
 
 
 def head_of(base: BaseModel, task_type: str | None) -> Head | None:
-    """The head of a task type of classification in the base model's family; None if it has none."""
+    """The head of a task type of classification in the base model's family; None if it has none.
+
+    Source: transformers 5.23.0 `models/auto/modeling_auto.py`: the class of each task.
+    """
     return family_of(base.config.family).heads.get(str(task_type))
 
 
 def head_tensors(head: Head) -> tuple[str, ...]:
-    """HF's names of the tensors of a head, in HF's order."""
+    """HF's names of the tensors of a head, in HF's order.
+
+    Source: transformers 5.23.0 `models/*/modeling_*.py`, `__init__` of the classes `…ForSequenceClassification` and
+    their likes.
+    """
     modules = ("dense.", "out_proj.") if head.form == "first_token" else ("",)
     kinds = ("weight", "bias") if head.bias else ("weight",)
     return tuple(f"{head.module}.{module}{kind}" for module in modules for kind in kinds)
 
 
 def head_parameters(base: BaseModel, head: Head) -> dict[str, Array]:
-    """The tensors of a head in the base model's checkpoint, under HF's names."""
+    """The tensors of a head in the base model's checkpoint, under HF's names.
+
+    Weights are (labels, hidden) or (hidden, hidden), biases (labels) or (hidden).
+
+    Source: as `head_tensors`.
+    """
     found = {name: base.parameters.get(HEADS + name) for name in head_tensors(head)}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -371,7 +398,12 @@ def _sequence_logits(
 
 
 def problem_type(base: BaseModel, labels: Array) -> Any:
-    """SEQ_CLS: the base model's `problem_type`, or what its number of labels and the labels' format say (clause TK-5)."""
+    """SEQ_CLS: the base model's `problem_type`, or what its number of labels and the labels' format say (clause TK-5).
+
+    Of `labels` (batch) or (batch, labels) the dtype alone counts.
+
+    Source: transformers 5.23.0 `loss/loss_utils.py`, `ForSequenceClassificationLoss`.
+    """
     if base.config.problem_type is not None:
         return base.config.problem_type
     if base.config.num_labels == 1:

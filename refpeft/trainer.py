@@ -52,6 +52,8 @@ def train(
 ) -> TrainingResult:
     """Train the virtual tokens of a model; the base stays frozen. Clauses TR-1 to TR-7.
 
+    Source: refpeft's own loop; what a step computes is `refpeft.training`'s, and HF's.
+
     Args:
         model: What is trained, in place: it holds the parameters of the last whole step, whatever ends the call.
         batches: The micro-batches in order, each a mapping of `input_ids`, `labels`, and where wanted `attention_mask`

@@ -116,7 +116,10 @@ def learning_rate(arguments: TrainingArguments, number: int) -> float:
 
 @step("training.loss", clause="TR-4", stage="training.steps.{step}.loss", axes="", source=_LOOP)
 def accumulate_loss(total: Array | None, loss: Float[Array, ""], micro_batches: int) -> Float[Array, ""]:
-    """The loss of a step so far: `total + loss / k`. Each micro-batch counts the same, however many labels it has."""
+    """The loss of a step so far: `total + loss / k`. Each micro-batch counts the same, however many labels it has.
+
+    `total` is a scalar too.
+    """
     part = loss / micro_batches
     return part if total is None else total + part
 
@@ -128,6 +131,8 @@ def accumulate(
     total: Array | None, gradient: Float[Array, "*axes"], micro_batches: int
 ) -> Float[Array, "*axes"]:
     """The gradient of a step so far: `total + gradient / k`, as `(loss / k).backward()` leaves it in `.grad`.
+
+    `total` has the shape of the gradient.
 
     How others differ: the sum of the gradients (k times as large: clipping hides it), or one mean over all labels of the
     step (HF's Trainer, which counts the labels beforehand; clause TR-4).
@@ -222,7 +227,10 @@ def update(
 
 
 def initial_state(parameters: Parameters) -> TrainingState:
-    """Before the first step: no moments yet."""
+    """Before the first step: no moments yet.
+
+    Source: torch 2.13.0 `optim/adam.py`, `Adam._init_group`: zeros like the parameter.
+    """
     zeros = {name: np.full(value.shape, 0.0, value.dtype, like=value) for name, value in parameters.items()}
     return TrainingState(0, dict(parameters), zeros, dict(zeros))
 
@@ -230,7 +238,10 @@ def initial_state(parameters: Parameters) -> TrainingState:
 def take_step(
     state: TrainingState, arguments: TrainingArguments, loss_and_gradient: LossAndGradient
 ) -> tuple[TrainingState, StepRecord]:
-    """One step of the optimiser: k micro-batches, clipping, AdamW. Nothing given is changed."""
+    """One step of the optimiser: k micro-batches, clipping, AdamW. Nothing given is changed.
+
+    Source: torch's `AdamW.step` behind transformers' schedule, in the loop that users of peft write; see the module.
+    """
     with scope(step=state.step):
         rate, count = learning_rate(arguments, state.step), arguments.gradient_accumulation_steps
         loss: Array | None = None
@@ -267,7 +278,10 @@ def _adamw(
 def trajectory(
     state: TrainingState, arguments: TrainingArguments, loss_and_gradient: LossAndGradient
 ) -> Iterator[tuple[TrainingState, StepRecord]]:
-    """Each state and record after `state`, up to `max_steps`."""
+    """Each state and record after `state`, up to `max_steps`.
+
+    Source: as `take_step`.
+    """
     while state.step < arguments.max_steps:
         state, record = take_step(state, arguments, loss_and_gradient)
         yield state, record

@@ -101,7 +101,11 @@ class Store:
         return sorted((int(match[1]), path) for match, path in found if match)
 
     def save(self, state: TrainingState, history: Sequence[StepRecord]) -> None:
-        """Keep a state: under another name until it is whole; then the older ones go."""
+        """Keep a state: under another name until it is whole; then the older ones go.
+
+        Raises:
+            CheckpointError: the directory cannot be written.
+        """
         tensors = {
             f"{part}.{name}": numpy.asarray(value)
             for part in _STATE

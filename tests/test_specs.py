@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import linecache
 import pkgutil
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import families_table
 import pytest
@@ -243,16 +246,75 @@ def test_every_clause_but_the_protocols_has_code_that_asserts() -> None:
 # ---------------------------------------------------------------- the prose
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_relative_links_resolve(page: Path) -> None:
-    text = FENCED.sub("", page.read_text(encoding="utf-8"))
-    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
-    assert [target for target in targets if target and not (page.parent / target).exists()] == []
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE = re.compile(r"`[^`\n]+`")
+LINKED = [
+    *sorted(SPECS.rglob("*.md")),
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+]
 
 
-def test_the_index_lists_every_page() -> None:
-    listed = re.findall(r"\]\(([a-z-]+\.md)\)", (SPECS / "README.md").read_text(encoding="utf-8"))
-    assert {page.name for page in PAGES} == {*listed, "README.md"}
+def links(page: Path) -> list[str]:
+    """The links of a page that do not leave the repository."""
+    prose = CODE.sub("", FENCED.sub("", page.read_text(encoding="utf-8")))
+    return [target for target in LINK.findall(prose) if "://" not in target]
+
+
+@functools.cache
+def anchors(page: Path) -> set[str]:
+    """The anchors that code hosts give the headings of a page."""
+    found: dict[str, int] = defaultdict(int)
+    for heading in re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
+        words = re.sub(r"[^\w\- ]", "", LINK.sub("]", heading)).strip().lower().replace(" ", "-")
+        found[words] += 1
+    return {f"{words}-{i}" if i else words for words, count in found.items() for i in range(count)}
+
+
+def broken(page: Path) -> Iterator[str]:
+    """Links that lead nowhere: no such file, no such heading; or out of specs/, which the wheel and the site hold alone."""
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        outside = page.is_relative_to(SPECS) and not there.is_relative_to(SPECS)
+        if outside or not there.exists() or (anchor and anchor not in anchors(there)):
+            yield f"{page.relative_to(ROOT)}: {target}"
+
+
+def test_links_lead_somewhere() -> None:
+    assert [link for page in LINKED for link in broken(page)] == []
+    assert sum(len(links(page)) for page in LINKED) > 140
+    assert sum("#" in link for page in LINKED for link in links(page)) > 40
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    """Anchors are those of code hosts: lower case, hyphens, signs left out, repeated headings counted."""
+    page = SPECS / "prefix-tuning.md"
+    assert {"px-4-which-block-is-which", "px-7-load_prompt_embeddings"} <= anchors(page)
+    (tmp_path / "twice.md").write_text("# A `b`: c\n\n# A b c\n", encoding="utf-8")
+    assert anchors(tmp_path / "twice.md") == {"a-b-c", "a-b-c-1"}
+
+
+def test_the_site_has_every_page_in_the_order_of_the_index() -> None:
+    site = tomllib.loads((ROOT / ".zensical.toml").read_text(encoding="utf-8"))["project"]
+
+    def pages(entries: list[dict[str, Any]]) -> Iterator[str]:
+        for entry in entries:
+            for page in entry.values():
+                yield from [page] if isinstance(page, str) else pages(page)
+
+    found = list(pages(site["nav"]))
+    assert sorted(found) == sorted(str(page.relative_to(SPECS)) for page in SPECS.rglob("*.md"))
+    index = [target for target in links(SPECS / "README.md") if target.endswith(".md")]
+    assert list(dict.fromkeys(["README.md", *index])) == found
+
+
+def test_formulas_that_the_site_typesets_stand_somewhere() -> None:
+    """In a page or a docstring, as an indented block."""
+    given = tomllib.loads((ROOT / ".site/formulas.toml").read_text(encoding="utf-8"))["formula"]
+    paths = [*SPECS.rglob("*.md"), *Path(refpeft.__file__).parent.rglob("*.py")]
+    text = " ".join(" ".join(path.read_text(encoding="utf-8").split()) for path in paths)
+    assert [formula["text"] for formula in given if formula["text"] not in text] == []
+    assert len(given) > 20
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

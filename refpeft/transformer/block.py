@@ -99,7 +99,8 @@ def mlp_gated_activation(
     name: str,
 ) -> Float[Array, "batch query intermediate"]:
     """`activation(gate · x) ⊙ (up · x)`. How others differ: the activation on the wrong one of the two."""
-    return activation(name)(linear(hidden, *gate)) * linear(hidden, *up)
+    gated: Array = activation(name)(linear(hidden, *gate)) * linear(hidden, *up)
+    return gated
 
 
 @step(
@@ -166,7 +167,13 @@ def attention_scale(config: ModelConfig, layer: int) -> float:
 def projected(
     parameters: Parameters, config: ModelConfig, kind: str, hidden: Array, other: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """Queries of `hidden`, keys and values of `other` (cross-attention) or of `hidden` itself, split into heads."""
+    """Queries of `hidden`, keys and values of `other` (cross-attention) or of `hidden` itself, split into heads.
+
+    Of `hidden` (batch, query, hidden): (batch, heads, query, head_dim), and keys and values (batch, kv_heads, key,
+    head_dim).
+
+    Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2Attention.forward`.
+    """
     source = hidden if other is None else other
 
     def pair(name: str) -> tuple[Array, Array | None]:
@@ -191,6 +198,9 @@ def self_attention(
     """A layer's attention, from the normed hidden states to its output, with the prefix in front of its own keys.
 
     `parameters` are those of the layer, without `layers.{layer}.`: `attention.query.weight` and so on.
+
+    Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2Attention.forward`;
+    `models/qwen3/modeling_qwen3.py`, `Qwen3Attention.forward`.
     """
     query, key, value = projected(parameters, config, "attention", hidden)
     if config.query_key_norm:
@@ -215,7 +225,10 @@ def cross_attention(
     encoded: Float[Array, "batch encoder_key hidden"],
     visible: Bool[Array, "batch query encoder_key"],
 ) -> Float[Array, "batch query hidden"]:
-    """A decoder layer's attention over what the encoder made of the text. No prefix, no positions (clause AT-8)."""
+    """A decoder layer's attention over what the encoder made of the text. No prefix, no positions (clause AT-8).
+
+    Source: transformers 5.23.0 `models/t5/modeling_t5.py`, `T5LayerCrossAttention.forward`.
+    """
     with scope(attention="cross_attention"):
         query, key, value = projected(parameters, config, "cross_attention", hidden, encoded)
         context = attention.dot_product_attention(query, key, value, visible, config.attention_scale)
@@ -229,7 +242,11 @@ def cross_attention(
 def feed_forward(
     parameters: Parameters, config: ModelConfig, hidden: Float[Array, "batch query hidden"]
 ) -> Float[Array, "batch query hidden"]:
-    """The network, from the normed hidden states to its output."""
+    """The network, from the normed hidden states to its output.
+
+    Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2MLP.forward`; `models/llama/modeling_llama.py`,
+    `LlamaMLP.forward`.
+    """
 
     def pair(name: str) -> tuple[Array, Array | None]:
         return parameters[f"mlp.{name}.weight"], parameters.get(f"mlp.{name}.bias")
@@ -253,6 +270,9 @@ def forward(
     around: Surroundings,
 ) -> tuple[Float[Array, "batch query hidden"], KeyValue]:
     """One layer: `h + attention(norm(h))`, then `h + mlp(norm(h))`, with the norms where the family has them.
+
+    Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2Block.forward`, and the decoder layer of each
+    family.
 
     Returns:
         The hidden states, and the layer's key and value states, the prefix's included.

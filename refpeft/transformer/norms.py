@@ -78,7 +78,10 @@ final_norm = _norm(
 
 
 def apply(norm: Norm, x: Array, parameters: Parameters, name: str, config: ModelConfig) -> Array:
-    """A norm with the parameters `name.weight` and `name.bias`, as far as there are such."""
+    """A norm of `x` (…, hidden) with the parameters `name.weight` and `name.bias` (hidden), as far as there are such.
+
+    Source: transformers 5.23.0 `models/*/modeling_*.py`.
+    """
     kind: dict[str, Any] = {} if config.norm == "layer_norm" else {"kind": config.norm}
     return norm(
         x, parameters.get(f"{name}.weight"), parameters.get(f"{name}.bias"), config.norm_epsilon, **kind

@@ -45,6 +45,8 @@ class Rotary:
 def read_rotary(parameters: Mapping[str, Any], head_dim: int, positions: int) -> Rotary:
     """HF's `rope_parameters` of one kind of layer, `rope_theta` and `partial_rotary_factor` included.
 
+    Source: transformers 5.23.0 `modeling_rope_utils.py`, `ROPE_INIT_FUNCTIONS`.
+
     Raises:
         ConfigError: a value is missing or no number; a kind of scaling that refpeft does not compute; an odd number of
             turned dimensions.
@@ -84,6 +86,9 @@ def inverse_frequencies(rotary: Rotary, like: Array) -> Float[Array, " half"]:
 
     linear: divided by the factor. llama3, with wavelengths λ = 2π/f and original context c: f/factor where
     λ > c/low; f where λ < c/high; between, `(1 − s)·f/factor + s·f` with s = (c/λ − low)/(high − low).
+
+    Source: transformers 5.23.0 `modeling_rope_utils.py`, `_compute_linear_scaling_rope_parameters`,
+    `_compute_llama3_parameters`; `models/llama/modeling_llama.py`, `LlamaRotaryEmbedding`.
     """
     steps = np.cast_to(np.arange(rotary.dimensions // 2, like=like) * 2, like.dtype)
     frequencies = 1.0 / rotary.theta ** (steps / rotary.dimensions)

@@ -50,13 +50,19 @@ class Given:
 
 
 def stack_parameters(parameters: Parameters, name: Stack) -> Parameters:
-    """The parameters of one stack of an encoder-decoder, under the names they have in a model of one stack."""
+    """The parameters of one stack of an encoder-decoder, under the names they have in a model of one stack.
+
+    Source: transformers 5.23.0 `models/t5/modeling_t5.py`: `encoder` and `decoder` are modules of one class.
+    """
     start = f"{name}."
     return {key[len(start) :]: value for key, value in parameters.items() if key.startswith(start)}
 
 
 def layer_parameters(parameters: Parameters, layer: int) -> Parameters:
-    """The parameters of one layer, under the names they have in every layer."""
+    """The parameters of one layer, under the names they have in every layer.
+
+    Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2Model`: the modules of `h`.
+    """
     start = f"layers.{layer}."
     return {name[len(start) :]: value for name, value in parameters.items() if name.startswith(start)}
 
@@ -126,7 +132,12 @@ def project_out(
 def position_ids(
     config: ModelConfig, shape: tuple[int, int], mask: Array | None, past: int, given: Given, like: Array
 ) -> Int[Array, "batch query"] | None:
-    """The text's positions by the family's rule; None where no position is looked up (ALiBi, relative positions)."""
+    """The text's positions by the family's rule; None where no position is looked up (ALiBi, relative positions).
+
+    Source: see `refpeft.positions`, whose functions it chooses from.
+
+    `mask` is (batch, key).
+    """
     if config.positions not in ("learned", "rotary"):
         return None
     if config.position_rule == "mask" and mask is not None:
@@ -142,7 +153,13 @@ def position_ids(
 def embed(
     parameters: Parameters, config: ModelConfig, inputs_embeds: Array, ids: Array | None, given: Given
 ) -> Float[Array, "batch query hidden"]:
-    """What enters the first layer: positions and types added, projected and normed as the family does."""
+    """What enters the first layer: positions and types added, projected and normed as the family does.
+
+    `inputs_embeds` is (batch, query, embedding), `ids` (batch, query): the positions.
+
+    Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2Model.forward`; `models/bert/modeling_bert.py`,
+    `BertEmbeddings.forward`.
+    """
     p, hidden = parameters, inputs_embeds
     projection = p.get("embeddings.projection.weight")
     if projection is not None and not config.token_types:
@@ -176,7 +193,13 @@ def visibility(
     *,
     causal: bool,
 ) -> list[Bool[Array, "batch query key"]]:
-    """For each layer, which keys the queries see; layers alike share it. `stored`: of the past, how much each layer's cache holds."""
+    """For each layer, which keys the queries see; layers alike share it. `stored`: of the past, how much each layer's cache holds.
+
+    `mask` is (batch, key).
+
+    Source: transformers 5.23.0 `masking_utils.py`, `create_causal_mask`, `create_sliding_window_causal_mask`,
+    `create_bidirectional_mask`.
+    """
     kinds = [(config.window(layer), past - held) for layer, held in enumerate(stored)]
     keys, seen = past + shape[1], {}
     for window, cut in sorted(dict.fromkeys(kinds), key=lambda kind: kind[0] is not None):
@@ -200,7 +223,13 @@ def score_bias(
     *,
     causal: bool,
 ) -> Float[Array, "#batch heads #query key"] | None:
-    """What is added to every layer's scores: ALiBi's slopes, T5's relative bias, or nothing."""  # fmt: skip
+    """What is added to every layer's scores: ALiBi's slopes, T5's relative bias, or nothing.
+
+    `mask` is (batch, key).
+
+    Source: transformers 5.23.0 `models/bloom/modeling_bloom.py`, `build_alibi_tensor`; `models/t5/modeling_t5.py`,
+    `T5Attention.compute_bias`.
+    """  # fmt: skip
     keys = past + shape[1]
     if config.positions == "alibi":
         slopes = positions.alibi_slopes(config.num_attention_heads)
@@ -230,6 +259,8 @@ def forward(
     name: Stack | None = None,
 ) -> StackOutput:
     """Input embeddings -> final hidden states, each layer's own keys and values preceded by the past ones.
+
+    Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2Model.forward`, and the model of each family.
 
     Args:
         parameters: Of the stack, under refpeft's canonical names.

@@ -43,7 +43,10 @@ TOKENS, HEAD, HEADS = "embeddings.tokens.weight", "head.weight", "heads."
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The frozen base: what it is, and its parameters under refpeft's canonical names."""
+    """The frozen base: what it is, and its parameters under refpeft's canonical names.
+
+    Source: transformers 5.23.0 `modeling_utils.py`, `PreTrainedModel`.
+    """
 
     config: ModelConfig
     """Read from config.json."""
@@ -59,6 +62,8 @@ class BaseModel:
         """The same model with another form of every parameter: another dtype, another kind of array.
 
         A parameter that is tied to another stays tied.
+
+        `function` takes and gives arrays of any shape.
         """
         done: dict[int, Array] = {}
         for parameter in self.parameters.values():
@@ -90,7 +95,11 @@ def scale_embeddings(
 def word_embeddings(
     base: BaseModel, input_ids: Int[Array, "batch tokens"]
 ) -> Float[Array, "batch tokens embedding"]:
-    """What the base model's embedding *module* gives for the text: its rows, scaled where the family scales them."""
+    """What the base model's embedding *module* gives for the text: its rows, scaled where the family scales them.
+
+    Source: `get_input_embeddings()` of transformers' models; `models/gemma/modeling_gemma.py`,
+    `GemmaTextScaledWordEmbedding.forward`.
+    """
     rows = embed_tokens(base.parameters[TOKENS], input_ids)
     scale = base.config.embedding_scale
     return rows if scale == 1.0 else scale_embeddings(rows, scale)
@@ -98,6 +107,8 @@ def word_embeddings(
 
 def load_base_model(directory: str | Path, dtype: str = "float64", *, lazy: bool = False) -> BaseModel:
     """Read an unmodified HF model directory: config.json and model.safetensors, or the shards that an index names.
+
+    Source: transformers 5.23.0 `modeling_utils.py`, `PreTrainedModel.from_pretrained`.
 
     Args:
         directory: As written by HF's `save_pretrained`.
@@ -134,6 +145,10 @@ def parameters_from_hf(
     leaves them untied (transformers 5.23.0 `modeling_utils.py`, `tie_weights`). If the file holds only one of the two, it is
     both. Heads of classification are read where they are there. Tensors that the family does not name are refused, except
     the buffers of old checkpoints and heads that nobody adapts: an unknown tensor means another architecture.
+
+    Each has the shape that `parameter_shapes` says.
+
+    Source: transformers 5.23.0 `models/*/modeling_*.py`, each module's parameters, and `conversion_mapping.py`.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, of another shape, not floating point, or not finite.
@@ -173,9 +188,7 @@ def parameters_from_hf(
         if source.name not in used:  # queries, keys and values stand in one tensor
             require_finite(plain[source.name], source.name, path, dtype)
         used.add(source.name)
-        parameters[canonical] = _placed(view, shape, dtype, lazy=lazy)
-        if not lazy:
-            release(plain[source.name])
+        parameters[canonical] = _placed(view, plain[source.name], shape, dtype, lazy=lazy)
     if tied:
         parameters[HEAD] = parameters[TOKENS]
     unknown = sorted(name for name in plain if name not in used and not _is_ignored(name, family))
@@ -225,15 +238,23 @@ def _wants_language_head(config: ModelConfig, plain: Mapping[str, Any]) -> bool:
     return not (isinstance(named, list) and named and not str(named[0]).endswith(_WITH_LANGUAGE_HEAD))
 
 
-def _placed(view: NDArray[Any], shape: tuple[int, ...], dtype: Any, *, lazy: bool) -> Any:
-    """In memory as `dtype`; or, of a matrix of more than one row (BART's bias of logits has one), left in its file."""
+def _placed(
+    view: NDArray[Any], tensor: NDArray[Any], shape: tuple[int, ...], dtype: Any, *, lazy: bool
+) -> Any:
+    """A view of a tensor, in memory as `dtype`; or, of a matrix of more than one row (BART's bias of logits has one), in its file."""
     if lazy and len(shape) > 1 and shape[0] > 1:
         return Stored(view, dtype) if view.shape == shape else Stored(view, dtype, shape=shape)
-    return numpy.array(view, dtype, order="C").reshape(shape)
+    placed = numpy.array(view, dtype, order="C").reshape(shape)
+    if not lazy:
+        release(tensor)
+    return placed
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The canonical names of a base model's parameters and their shapes; a tied head has its own name here too."""
+    """The canonical names of a base model's parameters and their shapes; a tied head has its own name here too.
+
+    Source: transformers 5.23.0 `models/*/modeling_*.py`, `__init__` of each module.
+    """
     return {name: shape for name, (_, shape) in _expected(config).items()}
 
 

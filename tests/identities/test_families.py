@@ -119,9 +119,7 @@ def base_says(
     embeds, given = word_embeddings(base, ids), Given(input_ids=ids)
     if case.kind != "encoder_decoder":
         hidden = stack.forward(p, config, embeds, mask, None, given).hidden
-        return numpy.asarray(
-            hidden if case.kind == "encoder" else language_model.logits({}, base, hidden)
-        )
+        return numpy.asarray(hidden if case.kind == "encoder" else language_model.logits({}, base, hidden))
     encoded = stack.forward(
         stack.stack_parameters(p, "encoder"), config.stack("encoder"), embeds, mask, name="encoder"
     ).hidden
