@@ -179,10 +179,14 @@ def recording(into: Callable[[str, Any], None] | None = None) -> Iterator[dict[s
         _recorder.reset(token)
 
 
+def _forgotten(stage: str, value: Any) -> None:
+    """A recorder that keeps nothing."""
+
+
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """Within it, what is computed is not recorded, whatever recording is around it."""
-    token = _recorder.set(None)
+    """Within it, nothing is recorded; within a recording, definitions run all the same, as in the rest of it."""
+    token = _recorder.set(_recorder.get() and _forgotten)
     try:
         yield
     finally:
