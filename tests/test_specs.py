@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import linecache
 import pkgutil
 import re
 from collections import defaultdict
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import families_table
 import pytest
+from pages import code, run
 from support import METHODS, MODELS, tasks_of, tiny_adapter, tiny_model, tiny_question
 
 import refpeft
@@ -202,30 +202,17 @@ def test_every_option_of_a_family_changes_something() -> None:
 # ---------------------------------------------------------------- the code
 
 
-def blocks(page: Path) -> list[tuple[int, str]]:
-    """First line and text of each Python block."""
-    text = page.read_text(encoding="utf-8")
-    return [(text.count("\n", 0, match.start(1)) + 1, match[1]) for match in BLOCK.finditer(text)]
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if code(page)], ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page: Path) -> None:
     assert (golden_directory() / MODEL / "config.json").is_file(), (
         f"golden/{MODEL}, which the pages use, is missing"
     )
     namespace: dict[str, object] = {"__name__": f"specs_{page.stem.replace('-', '_')}"}
     first: dict[str, object] = {}
-    run(SPECS / "notation.md", *blocks(SPECS / "notation.md")[0], first)
+    run(SPECS / "notation.md", code(SPECS / "notation.md")[0], first)
     namespace["tiny_model"] = first["tiny_model"]  # which that page promises to every page
-    for line, block in blocks(page):
-        run(page, line, block, namespace)
-
-
-def run(page: Path, line: int, block: str, namespace: dict[str, object]) -> None:
-    """Execute a block under a name of its own, so that a traceback shows the line of the page."""
-    name, text = f"{page}:{line}", "\n" * (line - 1) + block
-    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    exec(compile(text, name, "exec"), namespace)  # noqa: S102  (that is what the pages are for)
+    for block in code(page):
+        run(page, block, namespace)
 
 
 def test_every_clause_but_the_protocols_has_code_that_asserts() -> None:
