@@ -222,8 +222,8 @@ def test_a_known_mistake() -> None:
 def table(monkeypatch: pytest.MonkeyPatch, noticed: dict[str, list[str]]) -> None:
     """A table of a test's own."""
     rows = {
-        "PX-10": Traced([], [], ["T26"], [], [], {}),
-        "PX-2": Traced([], [], ["T26", "T5"], [], [], {}),
+        "GN-10": Traced([], [], ["T26"], [], [], {}),
+        "GN-2": Traced([], [], ["T26", "T5"], [], [], {}),
         "AT-3": Traced([], [], ["T26"], [], [], {}),
     }
     properties = {
@@ -245,8 +245,8 @@ logits(x | prefix = cache of c) = base(c ∥ x)[n:]
 
 fails, without any value of HF's, under known mistakes of
   AT-3 Scores
-  PX-2 The flat row
-  PX-10
+  GN-2 Positions of the text
+  GN-10 Without a cache beside a prefix
 namely
   M01   all keys before all values
   M174  values in the place of keys
