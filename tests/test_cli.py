@@ -22,7 +22,8 @@ from refpeft import __version__, cli
 from refpeft.cli import common, options
 from refpeft.oracle import budget, questions
 from refpeft.oracle.cases import in_order
-from refpeft.oracle.explain import clause_title, explain
+from refpeft.oracle.clauses import clause_title
+from refpeft.oracle.explain import explain
 from refpeft.oracle.repeat import STATE
 from refpeft.oracle.vectors import all_vectors, matches
 
@@ -567,7 +568,7 @@ def test_explain() -> None:
     assert wrong.exit_code == common.USAGE
     assert wrong.stderr.startswith("Usage: main explain [OPTIONS] TOPIC\n")
     assert (
-        "Error: 'PX4' is no clause, question, stage, step, known mistake or case. Did you mean PX-"
+        "Error: 'PX4' is no clause, question, stage, step, known mistake, property or case. Did you mean PX-"
         in wrong.stderr
     )
     assert run("explain").exit_code == common.USAGE

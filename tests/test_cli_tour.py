@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from refpeft import cli
-from refpeft.oracle import explain
+from refpeft.oracle import clauses
 from refpeft.oracle.report.tour import markdown
 from refpeft.oracle.tour import Tour, tour
 
@@ -34,7 +34,7 @@ def test_without_the_pages_there_is_no_page(monkeypatch: pytest.MonkeyPatch) -> 
     def nowhere() -> None:
         raise LookupError("The pages of specs/ are not installed.")
 
-    monkeypatch.setattr(explain, "specs_directory", nowhere)
+    monkeypatch.setattr(clauses, "specs_directory", nowhere)
     result = CliRunner().invoke(cli.main, ["tour", "--format", "markdown"])
     assert result.exit_code == 2
     assert result.stderr.endswith("\nError: The pages of specs/ are not installed.\n")

@@ -10,10 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import ROOT, written
 from support import need
 
 GUIDES = sorted((Path(__file__).resolve().parents[1] / "specs" / "guides").glob("*.md"))
 HERE = GUIDES[0].parent
+PLAYED = [
+    ROOT / "README.md",
+    *(HERE / f"{name}.md" for name in ("tune", "compile", "load", "find-the-bug")),
+]
+"""Pages that do what they say, from their first block to the last; what the others show is in the tests below."""
 MARKED = re.compile(r"<!-- (?:example|output): (.+?) -->\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LONGEST = 80
 """Lines of an adapter."""
@@ -79,11 +85,17 @@ def summary(result: subprocess.CompletedProcess[str]) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.parametrize("page", PLAYED, ids=lambda page: page.stem)
+def test_a_page_does_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert written(page) == page.read_text(encoding="utf-8"), f"python tests/pages.py {page}"
+
+
 def test_adapters_are_short() -> None:
     blocks = {
         name: text.count("\n") for page in GUIDES for name, text in marked(page.stem).items() if "." in name
     }
-    assert set(blocks) >= {"adapter.py", "answers.mjs", "prefix.rs", "answer.rs"}
+    assert set(blocks) >= {"adapter.py", "answers.mjs", "prefix.rs", "answer.rs", "my_port.py"}
     assert {name: lines for name, lines in blocks.items() if lines > LONGEST} == {}
 
 

@@ -16,7 +16,7 @@ from support import tiny_base
 
 import refpeft
 from refpeft import masks, prefix_encoder, prompt_embedding
-from refpeft.oracle.explain import clauses, specs_directory
+from refpeft.oracle.clauses import clauses, specs_directory
 from refpeft.oracle.mutants import MUTANTS
 from refpeft.peft_model import PeftModel
 from refpeft.steps import replaced

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from refpeft.oracle.explain import clauses, specs_directory
+from refpeft.oracle.clauses import clauses, specs_directory
 from refpeft.oracle.mutants import MUTANTS
 
 LABEL = re.compile(r"[A-Z]{2}-\d+")

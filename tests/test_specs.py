@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 import importlib
-import linecache
 import pkgutil
 import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import families_table
 import pytest
+from pages import code, run
 from support import METHODS, MODELS, tasks_of, tiny_adapter, tiny_model, tiny_question
 
 import refpeft
+from refpeft.oracle.clauses import clauses
 from refpeft.oracle.lint import AXES
 from refpeft.oracle.names import step_of
 from refpeft.oracle.vectors import golden_directory
@@ -205,42 +205,50 @@ def test_every_option_of_a_family_changes_something() -> None:
 # ---------------------------------------------------------------- the code
 
 
-def blocks(page: Path) -> list[tuple[int, str]]:
-    """First line and text of each Python block."""
-    text = page.read_text(encoding="utf-8")
-    return [(text.count("\n", 0, match.start(1)) + 1, match[1]) for match in BLOCK.finditer(text)]
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if code(page)], ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page: Path) -> None:
     assert (golden_directory() / MODEL / "config.json").is_file(), (
         f"golden/{MODEL}, which the pages use, is missing"
     )
     namespace: dict[str, object] = {"__name__": f"specs_{page.stem.replace('-', '_')}"}
     first: dict[str, object] = {}
-    run(SPECS / "notation.md", *blocks(SPECS / "notation.md")[0], first)
+    run(SPECS / "notation.md", code(SPECS / "notation.md")[0], first)
     namespace["tiny_model"] = first["tiny_model"]  # which that page promises to every page
-    for line, block in blocks(page):
-        run(page, line, block, namespace)
+    for block in code(page):
+        run(page, block, namespace)
 
 
-def run(page: Path, line: int, block: str, namespace: dict[str, object]) -> None:
-    """Execute a block under a name of its own, so that a traceback shows the line of the page."""
-    name, text = f"{page}:{line}", "\n" * (line - 1) + block
-    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    exec(compile(text, name, "exec"), namespace)  # noqa: S102  (that is what the pages are for)
+WITHOUT = {
+    "PP": ("HF has no part in it, and nobody else speaks it: its clauses have neither a line *HF* nor *How others differ*.", {"HF", "How others differ"}),
+    "VF": ("The format is refpeft's own: its clauses have neither a line *HF* nor *How others differ*.", {"HF", "How others differ"}),
+    "JG": ("HF judges nothing, so that no clause has a line *HF*; *How others differ* is about other suites, where they do otherwise.", {"HF", "How others differ"}),
+}  # fmt: skip
+"""Pages that say, in these words, why their clauses have no such lines."""
 
 
-def test_every_clause_but_the_protocols_has_code_that_asserts() -> None:
-    without = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        found = list(HEADING.finditer(text))
-        for match, following in zip_longest(found, found[1:]):
-            body = text[match.end() : following.start() if following else len(text)]
-            if match[1] != "PP" and "assert" not in "".join(BLOCK.findall(body)):
-                without.append(f"{match[1]}-{match[2]}")
-    assert without == []
+def test_every_clause_has_a_statement_code_hf_and_how_others_differ() -> None:
+    missing = []
+    for label, text in clauses().items():
+        code_of, prose = BLOCK.findall(text), BLOCK.sub("", text)
+        statement = re.split(r"^- (?:HF|How others differ)\b", prose.split("\n", 1)[1], flags=re.MULTILINE)[0]
+        found = {
+            "statement": len(re.sub(r"\(specs/.*\)", "", statement).split()) > 10,
+            "code that asserts": "assert" in "".join(code_of) or "raise AssertionError" in "".join(code_of),
+            **{
+                line: re.search(rf"^- {line}: \S", prose, re.MULTILINE) is not None
+                for line in ("HF", "How others differ")
+            },
+        }
+        excused = WITHOUT.get(label[:2], ("", set()))[1]
+        missing += [f"{label}: {what}" for what, there in found.items() if not there and what not in excused]
+    assert missing == []
+    assert len(clauses()) > 100
+
+
+def test_pages_without_such_lines_say_so() -> None:
+    for prefix, (words, _) in WITHOUT.items():
+        (page,) = {page for page, found, _ in headings() if found == prefix}
+        assert words in (SPECS / page).read_text(encoding="utf-8"), page
 
 
 # ---------------------------------------------------------------- the prose

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from traceability import (
     COLUMNS,
+    DOCUMENT,
     LIVE,
     MUTANTS,
     PAGE,
     REASONS,
     cases_of,
+    document,
     noticed,
     page,
     properties_of,
@@ -27,6 +29,10 @@ TESTS = Path(__file__).resolve().parent
 
 def test_the_page_is_that_of_the_code() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run python tests/traceability.py"
+
+
+def test_the_document_is_that_of_the_code() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == document(), "run python tests/traceability.py"
 
 
 @pytest.mark.parametrize("label", clauses())

@@ -1,6 +1,6 @@
-"""specs/traceability.md: for each clause its code, golden cases, properties, live tests and known mistakes.
+"""specs/traceability.md and .json: for each clause its code, golden cases, properties, live tests and known mistakes.
 
-    python tests/traceability.py       writes the page anew; half a minute
+    python tests/traceability.py       writes them anew; half a minute
 
 A golden case or a property counts for a clause only if it fails under at least one mutant of that clause: cases by the kill
 matrix, in float32; properties by being run, here, under every mutant whose steps they call. What is empty has a reason.
@@ -9,6 +9,7 @@ matrix, in float32; properties by being run, here, under every mutant whose step
 from __future__ import annotations
 
 import functools
+import json
 import re
 import sys
 import warnings
@@ -29,6 +30,7 @@ from refpeft.steps import STEPS, definition, replaced
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "specs/traceability.md"
+DOCUMENT = ROOT / "specs/traceability.json"
 COLUMNS = ("code", "golden cases", "properties", "live tests", "known mistakes")
 SHOWN = 6
 
@@ -328,6 +330,31 @@ def _cell(column: str, found: list[str]) -> str:
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
 
 
+# ---------------------------------------------------------------- the document
+
+
+def document() -> str:
+    """The contents of specs/traceability.json, which `refpeft explain` reads: the page's rows, whole."""
+    rows = {}
+    for label in clauses():
+        found = row(label)
+        empty = {column: reason(label, column) for column in COLUMNS if not found[column]}
+        rows[label] = {**found, "why empty": empty}
+    said = {"clauses": rows, "properties": properties()}
+    return json.dumps(said, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def properties() -> dict[str, str]:
+    """Each property's title and statement in one line."""
+    found: dict[str, str] = {}
+    for name, check in _checks():
+        summary = (check.__doc__ or "").split("\n\n")[0].split(" Pre: ")[0].split(" Kills ")[0]
+        title = name[10:].replace("_", " ")
+        found.setdefault(f"T{int(name[7:9])}", f"{title}: {' '.join(summary.split())}")
+    return found
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     write_atomically(PAGE, page().encode())
+    write_atomically(DOCUMENT, document().encode())

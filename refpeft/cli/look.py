@@ -21,10 +21,13 @@ def list_(
         click.echo(f"{vector.case.id}  {click.style(vector.case.title, dim=True)}")
 
 
-@click.command(short_help="Explain a clause, a case, a stage or a question.")
+@click.command(short_help="Explain a clause, a case, a stage, a property or a mistake.")
 @click.argument("topic")
 def explain(topic: str) -> None:
-    """Explain TOPIC: a clause (PX-2), a case, a stage or step (prefix.layers.0.key), or a question (forward)."""
+    """Explain TOPIC: a clause (PX-2), a case, a stage or step (prefix.layers.0.key), a question (forward), a property (T26), or a mistake (M16).
+
+    A clause is followed by its code, the golden cases to ask, the properties, live tests and known mistakes about it.
+    """
     from refpeft.oracle.explain import explain as explanation
 
     try:

@@ -1,81 +1,32 @@
-"""What a name means: a clause of specs/, a golden case, a stage or step, a question, a known mistake."""
+"""What a name means: a clause of specs/, a golden case, a stage or step, a question, a property, a known mistake."""
 
 from __future__ import annotations
 
 import difflib
-import functools
-import re
-from pathlib import Path
+import inspect
 
 from refpeft.oracle import names, questions
 from refpeft.oracle.budget import MEANINGFUL_BITS, PROFILES, agreement, meaningful
 from refpeft.oracle.cases import ask_of, stages_of
+from refpeft.oracle.clauses import clause_title, clauses, fitted, hanging, traceability
 from refpeft.oracle.kill_matrix import kill_matrix
 from refpeft.oracle.mutants import MUTANTS, Mutant
+from refpeft.oracle.traced import named, place_of, what_it_has
 from refpeft.oracle.vectors import Vector, all_vectors, golden_directory, matches
 from refpeft.steps import STEPS, Step
 
 USAGE = (
     "Say what to explain: a clause (PX-2), a page of clauses (PX), a question (forward), a stage, step or tensor "
-    "(prefix.layers.0.key), a known mistake (M16), or a case."
+    "(prefix.layers.0.key), a known mistake (M16), a property (T26), or a case."
 )
 BARE = ("draws", "parameters", "gradients", "trained")
 """What stands before the first dot of tensors that are no stage."""
-CLAUSE = re.compile(r"^### ([A-Z]{2}-\d+) (.*)$", re.MULTILINE)
-"""The heading of a clause."""
-
-
-def specs_directory() -> Path:
-    """The pages of specs/: inside the installed package, or in the checkout.
-
-    Raises:
-        LookupError: there are none.
-    """
-    package = Path(__file__).resolve().parent.parent
-    for candidate in (package / "specs", package.parent / "specs"):
-        if (candidate / "protocol.md").is_file():
-            return candidate
-    raise LookupError(
-        "The pages of specs/ are not installed. Reinstall refpeft, or run from a complete checkout."
-    )
-
-
-def clauses() -> dict[str, str]:
-    """Every clause by label: its heading, text, and the page it stands on.
-
-    Raises:
-        LookupError: a label stands twice.
-    """
-    found: dict[str, str] = {}
-    for page in sorted(specs_directory().glob("*.md")):
-        text = page.read_text(encoding="utf-8")
-        headings = list(CLAUSE.finditer(text))
-        ends = [*(h.start() for h in headings[1:]), len(text)]
-        for heading, end in zip(headings, ends, strict=False):
-            label = heading[1]
-            if label in found:
-                raise LookupError(f"The clause {label} stands twice in specs/.")
-            body = text[heading.end() : end]
-            body = re.split(r"^## ", body, maxsplit=1, flags=re.MULTILINE)[0].strip()
-            found[label] = f"{label} {heading[2]}\n\n{body}\n\n(specs/{page.name})"
-    return found
-
-
-@functools.cache
-def _titles() -> dict[str, str]:
-    try:
-        return {label: text.split("\n", 1)[0] for label, text in clauses().items()}
-    except LookupError:
-        return {}
-
-
-def clause_title(label: str) -> str:
-    """A clause's label with its title, or the label alone where the pages are not installed."""
-    return _titles().get(label, label)
 
 
 def explain(topic: str) -> str:
-    """The explanation of a clause's label, a page's two letters, a case's id, a question, or a stage, step or tensor.
+    """The explanation of any name that refpeft prints, in lines of at most 100 characters where it is prose.
+
+    That is a clause's label, a page's two letters, a question, a known mistake, a property, a stage, step or tensor, or a case.
 
     Raises:
         LookupError: the name means nothing; the message names what is near it.
@@ -85,7 +36,8 @@ def explain(topic: str) -> str:
         raise LookupError(USAGE)
     labels = clauses()
     if topic.upper() in labels:
-        return labels[topic.upper()]
+        said = (_text(topic.upper(), labels), what_it_has(topic.upper()))
+        return "\n\n".join(filter(None, said))
     page = [label for label in labels if label.startswith(f"{topic.upper()}-")]
     if page:
         page.sort(key=lambda label: int(label.partition("-")[2]))
@@ -94,6 +46,8 @@ def explain(topic: str) -> str:
         return _question(topic, labels)
     if topic.upper() in MUTANTS:
         return _mutant(MUTANTS[topic.upper()], labels)
+    if topic.upper() in traceability().properties:
+        return _property(topic.upper())
     step = STEPS.get(topic) or names.step_of(topic)
     if step is not None:
         return _step(step, labels)
@@ -101,6 +55,26 @@ def explain(topic: str) -> str:
     if names.is_known(tensor):
         return _tensor(tensor, labels)
     return _case(topic, labels)
+
+
+def _text(label: str, labels: dict[str, str]) -> str:
+    """A clause as it is shown below something else, or its label where the pages have none of that name."""
+    return fitted(labels.get(label, label))
+
+
+def _property(number: str) -> str:
+    """A property: its statement, which clauses it speaks for, which mistakes it notices, and where it is tested."""
+    table = traceability()
+    title, _, statement = table.properties[number].partition(": ")
+    speaks = [label for label, row in table.clauses.items() if number in row.properties]
+    speaks.sort(key=lambda label: (label[:2], int(label[3:])))
+    lines = [f"property {number}: {title}", "", hanging(statement, "  "), ""]
+    lines += ["fails, without any value of HF's, under known mistakes of"] if speaks else []
+    lines += [f"  {clause_title(label)}" for label in speaks]
+    mistakes = table.noticed.get(number, [])
+    lines += ["namely", *named({name: MUTANTS[name].title for name in mistakes})] if mistakes else []
+    lines += ["tested on drawn models and inputs of every family to which it applies:"]
+    return "\n".join([*lines, f"  pytest tests/identities -k {number.lower()}"])
 
 
 def _mutant(mutant: Mutant, labels: dict[str, str]) -> str:
@@ -111,14 +85,18 @@ def _mutant(mutant: Mutant, labels: dict[str, str]) -> str:
     lines = [
         f"mistake {mutant.id}: {mutant.title}",
         "",
-        f"what is computed instead: {doc}",
-        f"why people make it: {mutant.why}",
-        *([f"seen: {mutant.seen}"] if mutant.seen else []),
-        f"steps: {', '.join(mutant.make())}",
+        hanging(f"what is computed instead: {doc}", "  "),
+        hanging(f"why people make it: {mutant.why}", "  "),
+        *([hanging(f"seen: {mutant.seen}", "  ")] if mutant.seen else []),
+        hanging(f"steps: {', '.join(mutant.make())}", "  "),
         f"decided by {len(deciding)} cases in float32, among them:",
         *(f"  {case}" for case in deciding[:5]),
     ]
-    return "\n".join([*lines, "", labels.get(mutant.clause, mutant.clause)])
+    noticing = [number for number, mistakes in traceability().noticed.items() if mutant.id in mistakes]
+    lines += (
+        [f"noticed without any value of HF's by the properties {', '.join(noticing)}"] if noticing else []
+    )
+    return "\n".join([*lines, "", _text(mutant.clause, labels)])
 
 
 def _case(topic: str, labels: dict[str, str]) -> str:
@@ -141,23 +119,27 @@ def _case(topic: str, labels: dict[str, str]) -> str:
         lines += [f"expected: {', '.join(case.tensors) or 'a document'}"]
         if case.question == "training":
             lines.append(_trajectory(vectors[case.id]))
+        lines.append(f"to ask it: refpeft check -k {case.id} -- PORT")
         lines += ["", "clauses:"]
         lines += [f"  {labels[c].splitlines()[0]}" if c in labels else f"  {c}" for c in case.clauses]
         return "\n".join(lines)
     if chosen:
         return "\n".join([f"{len(chosen)} cases:", *(f"  {c.id}  {c.title}" for c in chosen)])
-    known = [*labels, *questions.QUESTIONS, *STEPS, *MUTANTS, *cases]
+    known = [*labels, *questions.QUESTIONS, *STEPS, *MUTANTS, *traceability().properties, *cases]
     near = difflib.get_close_matches(topic, known, 3, 0.4)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
-    raise LookupError(f"{topic!r} is no clause, question, stage, step, known mistake or case.{hint}")
+    raise LookupError(
+        f"{topic!r} is no clause, question, stage, step, known mistake, property or case.{hint}"
+    )
 
 
 def _trajectory(vector: Vector) -> str:
     """How long the case's trajectory means something in float32 (clause TR-8), measured now."""
     bits = agreement(ask_of(vector), PROFILES["float32"])
-    return (
+    return hanging(
         f"trajectory: float32 replays agree to {bits[0]:.0f} bits after the first step, and to {bits[-1]:.0f} after the "
-        f"last; {meaningful(bits)} of {len(bits)} steps mean something ({MEANINGFUL_BITS} bits or more, TR-8)"
+        f"last; {meaningful(bits)} of {len(bits)} steps mean something ({MEANINGFUL_BITS} bits or more, TR-8)",
+        "  ",
     )
 
 
@@ -170,11 +152,14 @@ def _question(name: str, labels: dict[str, str]) -> str:
     required = ", ".join(p.replace("\\", "").replace(".*", "*") for p in question.required) or "a document"
     lines = [
         f"question {name}: {question.title}",
-        f"level {question.level}; methods {', '.join(question.methods)}; required: {required}; {len(vectors)} cases",
+        hanging(
+            f"level {question.level}; methods {', '.join(question.methods)}; required: {required}; {len(vectors)} cases",
+            "  ",
+        ),
         "",
-        f"given: {given}",
+        hanging(f"given: {given}", "  "),
         "",
-        f"wanted (required in **bold**): {wanted}",
+        hanging(f"wanted (required in **bold**): {wanted}", "  "),
         "",
         "clauses:",
         *(f"  {labels[label].splitlines()[0]}" for label in about),
@@ -222,13 +207,11 @@ def _tensor(name: str, labels: dict[str, str]) -> str:
     if name.startswith(questions.PARAMETERS):
         lines.append("given, as inputs, by the other questions about trainable parameters")
     where = "; ".join(lines)
-    return f"tensor {name}{': ' if where else ''}{where} (PP-4)\n\n{labels.get(clause, clause)}"
+    return f"tensor {name}{': ' if where else ''}{where} (PP-4)\n\n{_text(clause, labels)}"
 
 
 def _step(step: Step, labels: dict[str, str]) -> str:
-    recorded = step.stage or "not recorded"
-    doc = (step.definition.__doc__ or "").strip()
-    return (
-        f"step {step.name}; stage {recorded}; axes ({', '.join(step.axes)}); compared as {step.kind}\n"
-        f"HF: {step.source}\n\n{doc}\n\n{labels.get(step.clause, step.clause)}"
-    )
+    recorded = f"stage {step.stage or 'not recorded'}; axes ({', '.join(step.axes)}); compared as {step.kind}"
+    lines = [hanging(f"step {step.name}; {recorded}", "  "), f"code: {' '.join(place_of(step))}"]
+    lines += [hanging(f"HF: {step.source}", "  "), "", fitted(inspect.getdoc(step.definition) or "")]
+    return "\n".join([*lines, "", _text(step.clause, labels)])

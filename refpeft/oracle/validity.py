@@ -41,6 +41,8 @@ class Validity:
         prompts = config.get("peft_type") == "PROMPT_TUNING" and ask.method != PREFIX
         given = ask.arguments if ask.question == "mask" else config  # that question has no configuration
         virtual = int(given.get("num_virtual_tokens") or 0)
+        if ask.question == "attention" and "past.key" in ask.inputs:
+            virtual = numpy.shape(ask.inputs["past.key"])[2]
         if config.get("task_type") == "SEQ_2_SEQ_LM" and ask.question != "generate":
             return cls._behind_encoder(ask, virtual, prompts=prompts)
         if mask is None or ask.question in ("mask", "training"):

@@ -3,63 +3,31 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from support import EVERY_CASE
 
 from refpeft.oracle import explain as module
-from refpeft.oracle.explain import clause_title, clauses, explain, specs_directory
+from refpeft.oracle.clauses import Traceability, Traced, clause_title, clauses, fitted
+from refpeft.oracle.explain import explain
 from refpeft.oracle.questions import QUESTIONS
+from refpeft.oracle.traced import place_of, what_it_has
 from refpeft.oracle.vectors import VectorError, all_vectors
 from refpeft.steps import STEPS
 
 
-@pytest.fixture
-def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two pages of specs that a test may change."""
-    (tmp_path / "protocol.md").write_text(
-        "# Page\n\n### TY-1 One\n\ntext\n\n## Section\n\nmore\n\n### TY-2 Two\n\nlast\n"
-    )
-    (tmp_path / "b.md").write_text("### TY-10 Ten: `x`\n\n#### inside\n\n### not a clause\n")
-    monkeypatch.setattr(module, "specs_directory", lambda: tmp_path)
-    return tmp_path
-
-
-def test_clauses_end_at_the_next_heading(pages: Path) -> None:
-    assert clauses() == {
-        "TY-10": "TY-10 Ten: `x`\n\n#### inside\n\n### not a clause\n\n(specs/b.md)",
-        "TY-1": "TY-1 One\n\ntext\n\n(specs/protocol.md)",
-        "TY-2": "TY-2 Two\n\nlast\n\n(specs/protocol.md)",
-    }
-    assert explain("ty-10") == explain("TY-10") == clauses()["TY-10"]
-    (pages / "c.md").write_text("### TY-2 Again\n")
-    with pytest.raises(LookupError) as caught:
-        clauses()
-    assert caught.value.args == ("The clause TY-2 stands twice in specs/.",)
-
-
-def test_pages_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "refpeft/oracle/explain.py"))
-    with pytest.raises(LookupError) as caught:
-        specs_directory()
-    assert caught.value.args == (
-        "The pages of specs/ are not installed. Reinstall refpeft, or run from a complete checkout.",
-    )
-    for place in (tmp_path / "specs", tmp_path / "refpeft/specs"):
-        place.mkdir(parents=True)
-        (place / "protocol.md").touch()
-        assert specs_directory() == place, "those inside the package come first"
-
-
 @pytest.mark.parametrize("topic", ["PX-2", "px-2"])
 def test_a_clause(topic: str) -> None:
-    said = explain(topic)
-    assert said.startswith("PX-2 ")
-    assert said.endswith("(specs/prefix-tuning.md)")
-    assert "### " not in said
-    assert clause_title("PX-2") == said.split("\n")[0]
-    assert clause_title("TY-9") == "TY-9"
+    """As it stands on its page, and then what it has."""
+    text = fitted(clauses()["PX-2"])
+    assert text.startswith("PX-2 The flat row\n\nWithout projection, the table itself.")
+    assert text.endswith("\n\n(specs/prefix-tuning.md)")
+    assert explain(topic) == f"{text}\n\n{what_it_has('PX-2')}"
+
+
+def test_a_clause_that_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "what_it_has", lambda label: "")
+    assert explain("PX-2") == fitted(clauses()["PX-2"])
 
 
 def test_a_question() -> None:
@@ -69,11 +37,11 @@ def test_a_question() -> None:
     assert explain("prefix.encode") == (
         "question prefix.encode: virtual tokens to each layer's keys and values\n"
         f"level components; methods prefix_tuning; required: prefix.layers.*; {len(cases)} cases\n\n"
-        "given: `config`, `arguments.batch_size`, and where a base model cuts the prefix `arguments.sliding_windows`: each "
-        "layer's window, or null (PX-9); `inputs`: `parameters.*`\n\n"
-        "wanted (required in **bold**): **`prefix.layers.{i}.key`** and **`prefix.layers.{i}.value`**, each (batch, "
-        "kv_heads, virtual, head_dim), in a layer with a window w only the last w − 1 virtual tokens; behind an encoder "
-        "(`num_transformer_submodules` 2) those of the decoder's layers (PX-8)\n\n"
+        "given: `config`, `arguments.batch_size`, and where a base model cuts the prefix\n"
+        "  `arguments.sliding_windows`: each layer's window, or null (PX-9); `inputs`: `parameters.*`\n\n"
+        "wanted (required in **bold**): **`prefix.layers.{i}.key`** and **`prefix.layers.{i}.value`**, each\n"
+        "  (batch, kv_heads, virtual, head_dim), in a layer with a window w only the last w − 1 virtual\n"
+        "  tokens; behind an encoder (`num_transformer_submodules` 2) those of the decoder's layers (PX-8)\n\n"
         "clauses:\n"
         + "".join(f"  {clause_title(label)}\n" for label in clauses() if label in about)
         + "\nwelcome besides, to see where a difference begins:\n"
@@ -120,19 +88,21 @@ def test_what_is_welcome_stands_in_the_order_of_computation() -> None:
     ],
 )
 def test_a_tensor_that_is_no_stage(name: str, said: str, clause: str) -> None:
-    assert explain(name) == f"tensor {name}: {said} (PP-4)\n\n{clauses()[clause]}"
+    assert explain(name) == f"tensor {name}: {said} (PP-4)\n\n{fitted(clauses()[clause])}"
 
 
 @pytest.mark.parametrize("topic", ["trained", "trained.*", "trained…"])
 def test_the_beginning_of_such_a_tensor(topic: str) -> None:
     assert (
-        explain(topic) == f"tensor trained.*: required by the question training (PP-4)\n\n{clauses()['TR-1']}"
+        explain(topic)
+        == f"tensor trained.*: required by the question training (PP-4)\n\n{fitted(clauses()['TR-1'])}"
     )
 
 
-@pytest.mark.parametrize("topic", ["TY", "ty", " ty "])
-def test_the_clauses_of_a_page(pages: Path, topic: str) -> None:
-    assert explain(topic) == "TY-1 One\nTY-2 Two\nTY-10 Ten: `x`"
+@pytest.mark.parametrize("topic", ["CK", "ck", " ck "])
+def test_the_clauses_of_a_page(topic: str) -> None:
+    assert explain(topic) == "\n".join(clause_title(f"CK-{number}") for number in range(1, 5))
+    assert explain("JG").splitlines()[9] == clause_title("JG-10")
 
 
 @pytest.mark.parametrize("topic", ["", "  "])
@@ -141,12 +111,16 @@ def test_nothing_to_explain(topic: str) -> None:
         explain(topic)
     assert str(caught.value.args[0]) == (
         "Say what to explain: a clause (PX-2), a page of clauses (PX), a question (forward), a stage, step or tensor "
-        "(prefix.layers.0.key), a known mistake (M16), or a case."
+        "(prefix.layers.0.key), a known mistake (M16), a property (T26), or a case."
     )
 
 
 def test_a_training_case_says_how_long_it_means_something() -> None:
-    said = explain("peft-0.21.2/prompt_tuning/training/constant").splitlines()
+    said = (
+        explain("peft-0.21.2/prompt_tuning/training/constant")
+        .replace("\n  10 steps", " 10 steps")
+        .splitlines()
+    )
     (line,) = [line for line in said if line.startswith("trajectory: ")]
     assert re.fullmatch(
         r"trajectory: float32 replays agree to 2[234] bits after the first step, and to 2[012] after the last; "
@@ -162,11 +136,14 @@ def test_a_step_and_its_stages() -> None:
     step = STEPS["prefix.key"]
     said = explain("prefix.key")
     assert said.startswith(
-        "step prefix.key; stage prefix.layers.{layer}.key; axes (batch, kv_heads, virtual, head_dim); compared as composite\n"
-        f"HF: {step.source}\n\n"
+        "step prefix.key; stage prefix.layers.{layer}.key; axes (batch, kv_heads, virtual, head_dim);\n  compared as composite\n"
+        f"code: {' '.join(place_of(step))}\nHF: {step.source}\n\n"
     )
-    assert said.endswith(f"\n\n{clauses()[step.clause]}")
-    assert (step.definition.__doc__ or "").strip() in said
+    assert said.endswith(f"\n\n{fitted(clauses()[step.clause])}")
+    assert (
+        "\n\nThe order of the virtual tokens cannot be seen in GPT-2's logits (clause AT-6), only here.\n\n"
+        in said
+    )
     assert explain("prefix.layers.2.key") == said
     assert explain("prefix.key_row").startswith("step prefix.key_row; stage not recorded; axes ()")
     assert all(explain(name) for name in STEPS)
@@ -185,6 +162,7 @@ def test_a_case() -> None:
         f"model: {case.model}",
         f"sizes: {sizes}",
         "expected: logits, loss",
+        f"to ask it: refpeft check -k {case.id} -- PORT",
         "",
         "clauses:",
         *(f"  {clause_title(label)}" for label in case.clauses),
@@ -215,11 +193,13 @@ def test_what_is_unknown() -> None:
         explain("prefix.kye")
     message = caught.value.args[0]
     assert message.startswith(
-        "'prefix.kye' is no clause, question, stage, step, known mistake or case. Did you mean prefix.key"
+        "'prefix.kye' is no clause, question, stage, step, known mistake, property or case. Did you mean prefix.key"
     )
     with pytest.raises(LookupError) as caught:
         explain("§§§§§§")
-    assert caught.value.args == ("'§§§§§§' is no clause, question, stage, step, known mistake or case.",)
+    assert caught.value.args == (
+        "'§§§§§§' is no clause, question, stage, step, known mistake, property or case.",
+    )
     assert not isinstance(caught.value, VectorError)
 
 
@@ -237,6 +217,66 @@ def test_a_known_mistake() -> None:
     assert lines[6].endswith(" cases in float32, among them:")
     assert all(line.startswith("  peft-0.21.2/prefix_tuning/") for line in lines[7:12])
     assert lines[13].startswith("PX-2 ")
+
+
+def table(monkeypatch: pytest.MonkeyPatch, noticed: dict[str, list[str]]) -> None:
+    """A table of a test's own."""
+    rows = {
+        "GN-10": Traced([], [], ["T26"], [], [], {}),
+        "GN-2": Traced([], [], ["T26", "T5"], [], [], {}),
+        "AT-3": Traced([], [], ["T26"], [], [], {}),
+    }
+    properties = {
+        "T26": "prefix of real tokens: logits(x | prefix = cache of c) = base(c ∥ x)[n:]",
+        "T5": "x: y",
+    }
+    monkeypatch.setattr(module, "traceability", lambda: Traceability(rows, properties, noticed))
+
+
+@pytest.mark.parametrize("topic", ["T26", "t26"])
+def test_a_property(monkeypatch: pytest.MonkeyPatch, topic: str) -> None:
+    table(monkeypatch, {"T26": ["M01", "M174"]})
+    assert (
+        explain(topic)
+        == """\
+property T26: prefix of real tokens
+
+logits(x | prefix = cache of c) = base(c ∥ x)[n:]
+
+fails, without any value of HF's, under known mistakes of
+  AT-3 Scores
+  GN-2 Positions of the text
+  GN-10 Without a cache beside a prefix
+namely
+  M01   all keys before all values
+  M174  values in the place of keys
+tested on drawn models and inputs of every family to which it applies:
+  pytest tests/identities -k t26"""
+    )
+
+
+def test_a_property_that_notices_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "traceability", lambda: Traceability({}, {"T9": "x: y"}))
+    assert explain("T9") == (
+        "property T9: x\n\ny\n\ntested on drawn models and inputs of every family to which it applies:\n"
+        "  pytest tests/identities -k t9"
+    )
+
+
+def test_every_property_of_the_table_is_explained() -> None:
+    numbers = module.traceability().properties
+    assert len(numbers) > 20
+    for number in numbers:
+        assert explain(number).startswith(f"property {number}: ")
+
+
+def test_which_properties_notice_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    table(monkeypatch, {"T26": ["M16", "M01"], "T5": ["M16"], "T6": ["M01"]})
+    lines = explain("M16").splitlines()
+    assert lines[lines.index(fitted(clauses()["PX-2"]).splitlines()[0]) - 2] == (
+        "noticed without any value of HF's by the properties T26, T5"
+    )
+    assert "noticed" not in explain("M70")
 
 
 def test_a_mistake_that_nobody_was_seen_to_make() -> None:

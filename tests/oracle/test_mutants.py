@@ -11,7 +11,7 @@ import numpy
 import pytest
 
 from refpeft.oracle.cases import ask_of
-from refpeft.oracle.explain import clauses
+from refpeft.oracle.clauses import clauses
 from refpeft.oracle.kill_matrix import kill_matrix, steps_called
 from refpeft.oracle.mutants import MUTANTS, Mutant
 from refpeft.oracle.mutants.mutant import each

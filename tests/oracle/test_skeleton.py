@@ -20,7 +20,7 @@ from support import need
 from refpeft.cli.files import LANGUAGES as OFFERED
 from refpeft.errors import RefpeftError
 from refpeft.oracle.cases import can_answer
-from refpeft.oracle.explain import clauses
+from refpeft.oracle.clauses import clauses
 from refpeft.oracle.port import ReferencePort
 from refpeft.oracle.questions import QUESTIONS
 from refpeft.oracle.skeleton import LANGUAGES, SKELETONS, write_skeleton

@@ -6,7 +6,7 @@ import msgspec
 import numpy
 import pytest
 
-from refpeft.oracle.explain import clauses
+from refpeft.oracle.clauses import clauses
 from refpeft.oracle.mutants import MUTANTS
 from refpeft.oracle.tour import FOLLOWED, FORMULAS, LAYERS, TEXT, VIRTUAL, Stop, Tour, meaning, tiny, tour
 from refpeft.steps import STEPS, replaced

@@ -43,6 +43,19 @@ def test_virtual_tokens_of_the_mask_itself() -> None:
     assert valid.words(["batch", "key"], (1, 2)) == "row 1, key: token 0 (the first)"
 
 
+def test_virtual_tokens_of_one_layer() -> None:
+    """The question `attention` has no configuration: they are what stands before the text's keys."""
+    past = numpy.zeros((2, 4, 5, 6))
+    valid = Validity.of(Ask("attention", "common", inputs={"past.key": past, "past.value": past}))
+    assert valid == Validity(None, 5, prompts=False)
+    assert (
+        valid.words(["heads", "query", "key"], (1, 0, 4))
+        == "head 1, token 0 (the first), key: virtual token 4"
+    )
+    assert valid.words(["query", "key"], (1, 5)) == "token 1, key: token 0 (the first)"
+    assert Validity.of(Ask("attention", "common")) == EVERYWHERE
+
+
 def test_queries_and_keys() -> None:
     rows = [LONG + row for row in SHORT]
     assert PROMPTS.of_tensor(["batch", "query"], (2, 6)).tolist() == rows

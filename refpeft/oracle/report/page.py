@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from refpeft.oracle.claims import Finding
+from refpeft.oracle.clauses import clause_title
 from refpeft.oracle.compare import Difference
 from refpeft.oracle.excerpts import Excerpt
-from refpeft.oracle.explain import clause_title
 from refpeft.oracle.judge import CaseResult, Results
 from refpeft.oracle.mutants import MUTANTS
 from refpeft.oracle.questions import LEVELS

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from refpeft.oracle.clauses import clause_title
 from refpeft.oracle.compare import LOSSES, UPDATE, Difference
-from refpeft.oracle.explain import clause_title
 from refpeft.oracle.judge import CaseResult, Results, Summary
 from refpeft.oracle.questions import LEVELS
 from refpeft.oracle.report.looks import blind_spots, counted, expectations, finding_text

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
 
-from refpeft.oracle.explain import clauses
+from refpeft.oracle.clauses import clauses
 from refpeft.oracle.mutants import MUTANTS
 from refpeft.oracle.tour import LAYERS, VIRTUAL, Stop, Tour
 

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from refpeft.oracle.claims import Known
+from refpeft.oracle.clauses import clause_title
 from refpeft.oracle.compare import Difference
-from refpeft.oracle.explain import clause_title
 from refpeft.oracle.judge import CaseResult, Results, Summary
 from refpeft.oracle.protocol import Implementation
 from refpeft.oracle.questions import LEVELS

@@ -7,7 +7,7 @@ import io
 import msgspec
 from rich.console import Console
 
-from refpeft.oracle.explain import specs_directory
+from refpeft.oracle.clauses import specs_directory
 from refpeft.oracle.report.tour import beginning, ending, markdown, numbers, render
 from refpeft.oracle.tour import tour
 
