@@ -321,14 +321,12 @@ def _given_gradient(argnums: Sequence[int], ans: Array, args: Sequence[Any], kwa
 defvjp_argnums(_with_gradient, _given_gradient)
 
 
-def with_gradient(
-    answer: Array, back: Callable[[Array], Sequence[Array | None]], *inputs: Array | None
-) -> Array:
+def with_gradient(answer: Array, back: Callable[[Array], Sequence[Array | None]], *inputs: Array) -> Array:
     """`answer`, computed from the values of `inputs` in whatever way; `back` turns its gradient into theirs.
 
     `back` answers for each of the inputs; None stands for one that is not traced.
     """
-    return _with_gradient(answer, back, *inputs)  # type: ignore[arg-type]  # None is no box, and passes
+    return _with_gradient(answer, back, *inputs)
 
 
 def is_traced(x: Any) -> bool:

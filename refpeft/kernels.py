@@ -91,8 +91,7 @@ def _normed(
 ) -> Array:
     """`rows`, which may be written to, divided by their root mean square, then weight and bias."""
     hidden = rows.shape[-1]
-    scale = numpy.einsum("...i,...i->...", rows, rows)[..., None]
-    scale /= hidden
+    scale = numpy.square(rows).mean(axis=-1, keepdims=True)  # in pairs, as exactly as the definition
     scale += epsilon
     numpy.sqrt(scale, out=scale)
     rows /= scale

@@ -92,6 +92,7 @@ def _loss_where_labels_count(
         else:
             more, found = np.value_and_grad(functools.partial(part, chosen=chosen), piece)
             total, gradient[chosen] = total + more, found["hidden"][0]
+    total = numpy.asarray(total)
     if gradient is None:
         return total
     own = gradient.reshape(value.shape)

@@ -13,7 +13,6 @@ from typing import Any
 from jaxtyping import Shaped
 
 from refpeft import arrays as np
-from refpeft import prompt_embedding
 from refpeft.arrays import Array, Float
 from refpeft.steps import accelerated, kernel
 from refpeft.transformer import stack
@@ -27,22 +26,26 @@ WORTH = 1 << 14
 @accelerated
 def forward(
     base: BaseModel,
+    together: Float[Array, "batch query hidden"],
     prompt: Float[Array, "batch virtual hidden"],
     embeds: Float[Array, "batch tokens hidden"],
     attention_mask: Shaped[Array, "batch key"] | None,
     given: Given,
 ) -> StackOutput:
-    """The last hidden states of virtual and real tokens. `attention_mask`: virtual tokens included.
+    """The last hidden states of virtual and real tokens.
+
+    `together` is the prompt before the text's embeddings, which the kernel takes apart from each other. `attention_mask`: virtual
+    tokens included.
 
     Source: HF peft 0.21.2 `peft_model.py`, `PeftModelForCausalLM.forward`.
     """
-    together = prompt_embedding.prepend(prompt, embeds)
     return stack.forward(base.parameters, base.config, together, attention_mask, None, given)
 
 
 @kernel("shared_prompt.forward")
 def _prompt_once(
     base: BaseModel,
+    together: Float[Array, "batch query hidden"],
     prompt: Float[Array, "batch virtual hidden"],
     embeds: Float[Array, "batch tokens hidden"],
     attention_mask: Shaped[Array, "batch key"] | None,

@@ -166,9 +166,11 @@ def forward(
         given = Given(positions, types, input_ids, virtual)
         decoded = stack.forward(base.parameters, base.config, embeds, mask, prompt, given)
     else:
+        together = prompt_embedding.prepend(prompt, embeds)
         if labels is not None and config.task_type == "CAUSAL_LM":
             batch = replace(batch, labels=extend_labels(labels, virtual))
-        decoded = shared_prompt.forward(base, prompt, embeds, mask, Given(token_type_ids=types))
+        given = Given(token_type_ids=types)
+        decoded = shared_prompt.forward(base, together, prompt, embeds, mask, given)
     return _finished(parameters, base, config, batch, decoded)
 
 

@@ -56,7 +56,7 @@ SUBJECTS = {
     "tasks-and-training": Subject(
         "Tasks and training",
         "What each task type makes of inputs and labels; AdamW, schedules, the loop.",
-        ("tasks", "training_arguments", "training", "trainer"),
+        ("tasks", "language_model", "training_arguments", "training", "trainer"),
     ),
     "generation": Subject(
         "Generation",
@@ -75,8 +75,9 @@ BEHIND = {
     "files": "reading and writing bytes",
     "fitting": "checks behind `get_peft_model`",
     "inputs": "checks of what a caller passes",
-    "kernels": "faster equals of steps, whose definitions are described",
+    "kernels": "faster equals of functions whose definitions are described",
     "rules": "checks behind the configurations",
+    "shared_prompt": "behind `tasks.forward`",
     "safetensors_header": "reading and writing bytes",
     "sharded": "reading and writing bytes",
     "stored": "reading and writing bytes",

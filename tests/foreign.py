@@ -40,10 +40,11 @@ FUNCTIONS = {
     "zeros_like": "",
 }
 """The functions of NumPy that may be called, and what may be given by name: CuPy has all of it. What is not used is not here."""
-UFUNCS = frozenset(
-    "absolute add bitwise_and copysign cos divide equal exp greater greater_equal invert less less_equal log log1p matmul maximum "
-    "minimum multiply negative not_equal power sin sqrt square subtract tanh".split()
-)
+UFUNCS = {
+    *("absolute", "add", "bitwise_and", "copysign", "cos", "divide", "equal", "exp", "greater", "greater_equal", "invert", "less"),
+    *("less_equal", "log", "log1p", "matmul", "maximum", "minimum", "multiply", "negative", "not_equal", "power", "sin", "sqrt"),
+    *("square", "subtract", "tanh"),
+}  # fmt: skip
 """NumPy's elementwise functions that may be called, and the matrix product: CuPy has them under the same names."""
 
 

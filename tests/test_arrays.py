@@ -105,6 +105,12 @@ CASES: dict[str, tuple[Callable[[Any, Make], Any], Callable[[Any], Any]]] = {
         lambda x: numpy.array([[x[b, t, IDS[b, t]] for t in range(3)] for b in range(2)]),
     ),
     "cast_to": (lambda x, _: np.cast_to(x, x.dtype) * 3.0, lambda x: x * 3),
+    "with_gradient": (
+        lambda x, _: np.with_gradient(
+            np.value_of(x) * np.value_of(x), lambda g: (2.0 * np.value_of(x) * g,), x
+        ),
+        lambda x: x * x,
+    ),
     "matmul": (lambda x, c: x @ c(ROW[:, None] * ROW), lambda x: (x @ ROW)[..., None] * ROW),
     "matmul from the left": (
         lambda x, c: np.matmul(c(ROW[:, None] * ROW[:3]), x),
@@ -187,18 +193,17 @@ def test_primitives_run_on_foreign_arrays(name: str) -> None:
 def test_every_public_function_has_a_case() -> None:
     """So that a new primitive cannot be forgotten here."""
     tested = {"exp", "log", "sqrt", "square", "reshape", "swapaxes", "transpose", "tanh", "sum", "mean"}
-    tested |= {"erf", "log1p", "sin", "cos", "cut", "entry", "matmul"}
+    tested |= {"erf", "log1p", "sin", "cos", "cut", "entry", "matmul", "with_gradient"}
     tested |= {"where", "concatenate", "unstack", "take_rows", "pick", "cast_to", "broadcast_to"}
     elsewhere = {
         "constant_max",
         "cumsum",
         "round_to",
         "arange",
+        "place",
+        "full",
         "is_plain",
         "is_traced",
-        "place",
-        "with_gradient",
-        "full",
         "value_of",
         "most_negative",
         "value_and_grad",
@@ -206,6 +211,34 @@ def test_every_public_function_has_a_case() -> None:
         "to_host",
     }
     assert set(np.__all__) == tested | elsewhere | {"Array", "Float", "Parameters", "primitive", "defvjp"}
+
+
+def test_gradients_are_asked_for_by_boxes_and_kernels_serve_plain_arrays() -> None:
+    x, seen = sample(), []
+
+    def look(traced: Any) -> Any:
+        seen.append((np.is_traced(traced["x"]), np.is_traced(x), np.is_plain(traced["x"], x, None)))
+        return np.sum(traced["x"])
+
+    np.value_and_grad(look, {"x": x})
+    assert seen == [(True, False, True)]
+    assert np.is_plain(sample(numpy.float32))
+    assert not np.is_plain(sample(numpy.float32), x)  # of two formats
+    assert not np.is_plain(sample(numpy.longdouble))
+    assert not np.is_plain(IDS)
+    assert not np.is_plain(None)
+    assert not np.is_plain(Foreign(x), x)
+
+
+def test_a_gradient_may_be_of_some_of_several_inputs() -> None:
+    x, y = sample(), OTHER
+
+    def product(p: Any) -> Any:
+        return np.sum(np.with_gradient(x * y, lambda g: (g * y, "never looked at"), p["x"], y))
+
+    value, gradients = np.value_and_grad(product, {"x": x})
+    assert value == (x * y).sum()
+    numpy.testing.assert_array_equal(gradients["x"], y)
 
 
 def test_constant_max_is_a_constant() -> None:

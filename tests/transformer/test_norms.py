@@ -9,7 +9,7 @@ import pytest
 from support import tiny_model
 
 from refpeft import ops
-from refpeft.steps import STEPS, recording, scope
+from refpeft.steps import STEPS, kernels, recording, scope
 from refpeft.transformer import norms
 
 X = numpy.random.default_rng(3).normal(size=(2, 3, 15))
@@ -43,7 +43,8 @@ def test_a_norm_is_of_the_model_s_kind(family: str, kind: str) -> None:
     config = tiny_model(family).config
     with scope(stack="decoder", layer=1), recording() as stages:
         y = norms.apply(norms.input_norm, X, P, "n", config)
-    expected = ops.NORMS[kind](X, P["n.weight"], P["n.bias"], config.norm_epsilon)
+    with kernels():
+        expected = ops.NORMS[kind](X, P["n.weight"], P["n.bias"], config.norm_epsilon)
     numpy.testing.assert_array_equal(y, expected)
     numpy.testing.assert_array_equal(stages["decoder.layers.1.input_norm"], expected)
 
