@@ -31,7 +31,6 @@ FUNCTIONS = {
     "reshape": "",
     "result_type": "",
     "shape": "",
-    "size": "",
     "sum": "axis keepdims",
     "swapaxes": "",
     "take_along_axis": "axis",
