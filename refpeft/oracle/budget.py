@@ -281,15 +281,20 @@ def reference(ask: Ask, profile: Profile) -> Answer:
 
 
 def strayed(replay: NDArray[Any], target: NDArray[Any], counted: NDArray[Any]) -> tuple[float, float]:
-    """The errors of one replay, masked scores aside; 1 where an element that counts is no number, which others may be."""
+    """The errors of one replay, masked scores aside; 1 where an element that counts is no number, which others may be.
+
+    Of all elements, or of those that count alone, as a port's are measured, whichever is larger: next to padding of large
+    values a small score that counts would seem exact.
+    """
     lost, shown = ~numpy.isfinite(replay), numpy.abs(target) < HIDDEN
     if (lost & shown & counted).any():
         return 1.0, 1.0
-    return errors(replay[shown & ~lost], target[shown & ~lost])
+    found = [errors(replay[kept], target[kept]) for kept in (shown & ~lost, shown & ~lost & counted)]
+    return max(norm for norm, _ in found), max(largest for _, largest in found)
 
 
-def measure(ask: Ask, profile: Profile) -> dict[str, Floor]:
-    """The floor of every floating-point tensor of refpeft's answer, by replaying it.
+def measure(ask: Ask, profile: Profile, first: int | None = None) -> dict[str, Floor]:
+    """The floor of every floating-point tensor of refpeft's answer, by replaying it; or by the `first` few replays alone.
 
     It is 1 where an element that counts comes out as no number: in float32, float64's most negative score is −∞, and the
     softmax over nothing but those is 0/0. Elements that do not count (JG-1) may.
@@ -300,7 +305,7 @@ def measure(ask: Ask, profile: Profile) -> dict[str, Floor]:
         wanted = dict(reference(ask, profile).tensors)
     worst: dict[str, tuple[float, float]] = {}
     valid = Validity.of(ask)
-    for arithmetic in replays(profile):
+    for arithmetic in replays(profile)[:first]:
         with numpy.errstate(all="ignore"), in_profile(profile), choices.repeated(followed) as again:
             given = dict(answer(ask, arithmetic).tensors)
         if followed.made:

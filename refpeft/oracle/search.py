@@ -27,7 +27,7 @@ from refpeft.oracle.cases import can_answer
 from refpeft.oracle.compare import first_difference
 from refpeft.oracle.drawn import Drawn
 from refpeft.oracle.evidence import Evidence
-from refpeft.oracle.floors import Unmeasured
+from refpeft.oracle.floors import hurried
 from refpeft.oracle.handed_out import HandedOut
 from refpeft.oracle.judge import Asked, CaseResult, Selection, ask_one, compare_answer
 from refpeft.oracle.questions import loaded_base
@@ -193,14 +193,17 @@ class Search:
         """The floors are measured only where they may matter."""
         self._seq += 1
         output = self.work / "answers" / str(self._seq)
-        hurried = Unmeasured(vector.case, vector.directory)
-        hurried.__dict__.update(vector.__dict__)
-        asked = ask_one(self.port, hurried, profile, output, self._seq, HandedOut(), localise=False)
-        if asked.verdict != "NONCONFORMING":
-            return replace(asked, vector=vector)
-        verdict, differences = compare_answer(vector, asked.ask, profile, asked.reply)
-        first = first_difference(differences)
-        return replace(asked, vector=vector, verdict=verdict, differences=differences, first=first)
+        asked = ask_one(
+            self.port, hurried(vector, 0), profile, output, self._seq, HandedOut(), localise=False
+        )
+        for measured in (hurried(vector, 1), vector):
+            if asked.verdict != "NONCONFORMING":
+                break
+            verdict, differences = compare_answer(measured, asked.ask, profile, asked.reply)
+            asked = replace(
+                asked, verdict=verdict, differences=differences, first=first_difference(differences)
+            )
+        return replace(asked, vector=vector)
 
 
 def size_of(vector: Vector) -> int:

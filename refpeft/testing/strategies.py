@@ -124,20 +124,17 @@ def inputs(draw: Draw, family: str, task_type: str, method: str, question: str =
     return found
 
 
-@st.composite
 def cases(
-    draw: Draw,
     abilities: StartAnswer | None = None,
     *,
     families: Sequence[str] = (),
     methods: Sequence[str] = (),
     questions: Sequence[str] = (),
     profiles: Sequence[str] = (),
-) -> Drawn:
+) -> st.SearchStrategy[Drawn]:
     """A whole question within a port's abilities; without them, within refpeft's own.
 
     Args:
-        draw: Hypothesis's.
         abilities: What the port answered to `start`.
         families: Choose among these.
         methods: Likewise.
@@ -147,9 +144,15 @@ def cases(
     Raises:
         LookupError: nothing that can be drawn is left.
     """
-    method, family, task, question = _combination(draw, combinations(abilities, families, methods, questions))
     known = abilities.profiles if abilities else ("float32", "float64")
-    profile = draw(st.sampled_from([name for name in known if not profiles or name in profiles]))
+    wanted = [name for name in known if not profiles or name in profiles]
+    return _cases(combinations(abilities, families, methods, questions), wanted)
+
+
+@st.composite
+def _cases(draw: Draw, found: list[Combination], profiles: list[str]) -> Drawn:
+    method, family, task, question = _combination(draw, found)
+    profile = draw(st.sampled_from(profiles))
     adapter = draw(adapters(method))
     batch, tokens = draw(st.integers(1, 3)), draw(st.integers(1, 6))
     decoder_tokens = draw(st.integers(1, 5)) if task == "SEQ_2_SEQ_LM" else 0

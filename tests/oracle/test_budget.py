@@ -252,7 +252,7 @@ def test_the_floor_is_the_worst_of_the_replays(monkeypatch: pytest.MonkeyPatch) 
     ask = ask_of(STAGES)
     replays = budget.replays(FLOAT32)
     answers = [questions.answer(ask, arithmetic).tensors for arithmetic in replays]
-    wanted, found = questions.answer(ask).tensors, measure(ask, FLOAT32)
+    wanted, found, valid = questions.answer(ask).tensors, measure(ask, FLOAT32), Validity.of(ask)
     for name in (
         "prefix.flat",
         "decoder.layers.0.attention.context",
@@ -260,7 +260,12 @@ def test_the_floor_is_the_worst_of_the_replays(monkeypatch: pytest.MonkeyPatch) 
         "logits",
         "loss",
     ):
-        pairs = [errors(given[name], wanted[name]) for given in answers]
+        counts = valid.of_tensor(step_of(name).axes, wanted[name].shape)
+        pairs = [
+            errors(given[name][kept], wanted[name][kept])
+            for given in answers
+            for kept in (counts | True, counts)
+        ]
         assert (found[name].norm, found[name].largest) == (max(p[0] for p in pairs), max(p[1] for p in pairs))
     pairs = [errors(given["logits"], wanted["logits"]) for given in answers]
     assert len(set(pairs)) == len(replays), "no two replays are alike"
@@ -268,6 +273,21 @@ def test_the_floor_is_the_worst_of_the_replays(monkeypatch: pytest.MonkeyPatch) 
     worst = max(range(len(pairs)), key=lambda i: pairs[i][0])
     monkeypatch.setattr(budget, "replays", lambda profile: replays[:1] if worst else replays[1:2])
     assert measure(ask, FLOAT32)["logits"].norm < found["logits"].norm
+
+
+def test_a_few_replays_give_no_larger_floors() -> None:
+    few, all_of_them = measure(ask_of(STAGES), FLOAT32, 1), measure(ask_of(STAGES), FLOAT32)
+    assert few.keys() == all_of_them.keys()
+    assert all(few[name].norm <= floor.norm for name, floor in all_of_them.items())
+    assert few["logits"].norm < all_of_them["logits"].norm
+
+
+def test_a_small_value_that_counts_is_not_measured_by_its_large_neighbours() -> None:
+    """Found by the search: a score of 3e-4 beside padding of size 1, right to 2e-4 of itself, failed."""
+    target, replay = numpy.array([1.0, 3e-4]), numpy.array([1.0, 3e-4 + 6e-8])
+    everywhere, counted = numpy.array([True, True]), numpy.array([False, True])
+    assert budget.strayed(replay, target, everywhere)[0] == pytest.approx(6e-8)
+    assert budget.strayed(replay, target, counted)[0] == pytest.approx(2e-4)
 
 
 def test_float64_is_measured_against_long_double() -> None:
