@@ -70,7 +70,7 @@ def _initial_parameters(
     assert isinstance(config, PromptTuningConfig)  # noqa: S101  (the two classes there are)
 
     def rows(ids: Array) -> Array:
-        return np.entry(word_embeddings(base, ids[None, :]), 0, 0)
+        return np.entry(word_embeddings(base, base.place(ids[None, :])), 0, 0)
 
     return prompt_embedding.initial_parameters(config, generator, rows, base.config.vocab_size, like)
 
@@ -90,7 +90,7 @@ def loaded(
     wanted |= {name: value.shape for name, value in own.items()}
     parameters = checkpoint.parameters_from(tensors, wanted, directory)
     heads = {name: checkpoint.loaded_head(parameters[name], value) for name, value in own.items()}
-    return of_parameters(config, {**parameters, **heads})
+    return of_parameters(config, {name: base.place(value) for name, value in {**parameters, **heads}.items()})
 
 
 def reloaded(base: BaseModel, adapter: Adapter, directory: str | Path) -> Adapter:
@@ -108,7 +108,8 @@ def reloaded(base: BaseModel, adapter: Adapter, directory: str | Path) -> Adapte
     tensors = checkpoint.load_tensors(directory, base.dtype)
     wanted = {checkpoint.TENSOR: adapter.prompt[prompt_embedding.EMBEDDING].shape}
     wanted |= {name: value.shape for name, value in adapter.head.items()}
-    return of_parameters(adapter.config, checkpoint.parameters_from(tensors, wanted, directory))
+    found = checkpoint.parameters_from(tensors, wanted, directory)
+    return of_parameters(adapter.config, {name: base.place(value) for name, value in found.items()})
 
 
 # ---------------------------------------------------------------- none

@@ -234,7 +234,7 @@ def with_prefix(adapters: Adapters, name: str | None, prompt_embeddings: Float[A
     if not isinstance(own.config, PrefixTuningConfig):
         raise ConfigError(f"Adapter '{name}' is no prefix: its peft_type is {own.config.peft_type}.")
     prompt = prefix_encoder.load_prompt_embeddings(own.prompt, own.config, prompt_embeddings)
-    checked = {key: checked_parameter(value, key, value.shape, value.dtype) for key, value in prompt.items()}
+    checked = {key: checked_parameter(value, key, own.prompt[key]) for key, value in prompt.items()}
     return replaced(adapters, name, replace(own, prompt=checked))
 
 

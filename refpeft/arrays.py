@@ -67,7 +67,9 @@ sin: Callable[[Array], Array] = _traced.sin
 cos: Callable[[Array], Array] = _traced.cos
 sqrt: Callable[[Array], Array] = _traced.sqrt
 square: Callable[[Array], Array] = _traced.square
-reshape: Callable[[Array, Sequence[int]], Array] = _traced.reshape
+matmul: Callable[[Array, Array], Array] = (
+    _traced.matmul
+)  # of CuPy's arrays, `@` does not leave boxes their turn
 swapaxes: Callable[[Array, int, int], Array] = _traced.swapaxes
 
 # ---------------------------------------------------------------- primitives with their own gradients
@@ -177,6 +179,15 @@ defvjp(
     lambda ans, condition, x, y: lambda g: _summed_to(_numpy.where(condition, 0, g), _numpy.shape(y)),
     argnums=(1, 2),
 )
+
+
+@primitive
+def reshape(x: Array, shape: Sequence[int]) -> Array:
+    """`x` in another shape; autograd's own gradient asks for an order of None, which CuPy does not take."""
+    return _numpy.reshape(x, tuple(shape))
+
+
+defvjp(reshape, lambda ans, x, shape: lambda g: _numpy.reshape(g, x.shape))
 
 
 @primitive
@@ -343,11 +354,6 @@ def full(shape: Sequence[int], value: float, dtype: Any, like: Array) -> Array:
     return _numpy.full_like(cast("Any", _getval(like)), value, dtype=dtype, shape=tuple(shape))
 
 
-def from_list(values: Sequence[Any], like: Array) -> Array:
-    """Nested lists of integers as an array (int64), where `like` lives."""
-    return _numpy.asarray(values, dtype=_numpy.int64, like=cast("Any", _getval(like)))
-
-
 def cumsum(x: Array) -> Array:
     """Running sums along the last axis; for masks and counts, nothing is differentiated through it."""
     return cast("Array", _numpy.cumsum(cast("Any", _getval(x)), axis=-1))
@@ -410,31 +416,43 @@ class _ForeignSpace(VSpace):  # type: ignore[misc]  # autograd is untyped
         return x + y
 
 
-_TO_HOST: dict[type, Callable[[Any], Any]] = {}
+_Way: TypeAlias = Callable[[Any], Any]
+_WAYS: dict[type, tuple[_Way, _Way]] = {}
+_ON_THE_HOST: tuple[_Way, _Way] = (_numpy.asarray, lambda x: x)
+
+
+def _ways(value: Any) -> tuple[_Way, _Way]:
+    """To the host, and from there to where arrays of this kind live."""
+    return next((_WAYS[kind] for kind in type(value).__mro__ if kind in _WAYS), _ON_THE_HOST)
 
 
 def to_host(x: Any) -> Array:
     """An array as a plain ndarray: what is decided from, such as the choice of a token."""
     value = _getval(x)
-    fetch = next((_TO_HOST[kind] for kind in type(value).__mro__ if kind in _TO_HOST), _numpy.asarray)
-    return cast("Array", _numpy.asarray(fetch(value)))
+    return cast("Array", _numpy.asarray(_ways(value)[0](value)))
 
 
-def register(array_type: type, to_host: Callable[[Any], Any] = _numpy.asarray) -> None:
+def place(x: Array, like: Array) -> Array:
+    """A plain ndarray where `like` lives; an array that is none stays what it is."""
+    return cast("Array", _ways(_getval(like))[1](x)) if isinstance(x, _numpy.ndarray) else x
+
+
+def register(array_type: type, to_host: _Way = _ON_THE_HOST[0], from_host: _Way = _ON_THE_HOST[1]) -> None:
     """Let autograd trace arrays of a foreign type (CuPy's, or one that rounds after each operation).
 
-    `to_host` makes one a plain ndarray.
+    `to_host` makes one a plain ndarray. `from_host` brings a plain ndarray to where they live; arrays that only compute otherwise
+    leave it as it is.
 
     The type must answer `__array_ufunc__` and `__array_function__`, and return `NotImplemented` from the former for
     operands it does not know, so that autograd's boxes get their turn.
     """
     ArrayBox.register(array_type)
     VSpace.register(array_type, _ForeignSpace)
-    _TO_HOST[array_type] = to_host
+    _WAYS[array_type] = (to_host, from_host)
 
 
 __all__ = [
     "Array", "Float", "Parameters", "arange", "broadcast_to", "cast_to", "concatenate", "constant_max", "cos", "cumsum", "cut", "defvjp",
-    "entry", "erf", "exp", "from_list", "full", "is_plain", "is_traced", "log", "log1p", "mean", "most_negative", "pick", "primitive", "register", "reshape",
+    "entry", "erf", "exp", "full", "is_plain", "is_traced", "log", "log1p", "matmul", "mean", "most_negative", "pick", "place", "primitive", "register", "reshape",
     "round_to", "sin", "sqrt", "square", "sum", "swapaxes", "take_rows", "tanh", "to_host", "transpose", "unstack", "value_and_grad", "value_of", "where", "with_gradient",
 ]  # fmt: skip

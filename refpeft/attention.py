@@ -164,7 +164,7 @@ def scores(
     before the mask (ALiBi, relative positions). How others differ: −1e4, −inf or a boolean mask instead of the most negative
     number are right as well (masked scores are compared by class, clause JG-5), unless a whole row is masked.
     """
-    logits = query @ np.swapaxes(repeat_kv(key_states, query.shape[1]), -1, -2) * scale
+    logits = np.matmul(query, np.swapaxes(repeat_kv(key_states, query.shape[1]), -1, -2)) * scale
     logits = logits if softcap is None else capped(logits, softcap)
     logits = logits if bias is None else logits + bias
     hidden = np.full((1,), np.most_negative(logits.dtype), logits.dtype, like=np.value_of(logits))
@@ -200,7 +200,7 @@ def context(
     weights: Float[Array, "batch heads query key"], value_states: Float[Array, "batch kv_heads key head_dim"]
 ) -> Float[Array, "batch query width"]:
     """`weights · values`, the heads joined again."""
-    return merge_heads(weights @ repeat_kv(value_states, weights.shape[1]))
+    return merge_heads(np.matmul(weights, repeat_kv(value_states, weights.shape[1])))
 
 
 @step(

@@ -211,7 +211,7 @@ def beam_search(
         running, chosen = keep_running(top, ended, beams)
         if state.past_key_values is not None:
             rows = numpy.take_along_axis(parents, chosen, axis=1) + beams * numpy.arange(batch_size)[:, None]
-            past = reorder_cache(state.past_key_values, rows.reshape(-1))
+            past = reorder_cache(state.past_key_values, adapted.base.place(rows.reshape(-1)))
             state = replace(state, past_key_values=past)
         open_rows = open_rows & still_open(running, finished, new_tokens, longest, options)
         all_full = finished.done.all() and options.early_stopping is True

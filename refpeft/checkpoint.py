@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy
 from numpy.typing import NDArray
 
 from refpeft import prefix_encoder, prompt_embedding
-from refpeft.arrays import Array, Float, Parameters
+from refpeft.arrays import Array, Float, Parameters, to_host
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.errors import CheckpointError
 from refpeft.steps import step
@@ -82,7 +81,7 @@ def save(directory: str | Path, config: PromptLearningConfig, parameters: Parame
         path.mkdir(parents=True, exist_ok=True)
         write_tensors(
             path / WEIGHTS_FILE,
-            {name: numpy.asarray(value) for name, value in tensors.items()},
+            {name: to_host(value) for name, value in tensors.items()},
             metadata={"format": "pt"},
         )
         replace(config, inference_mode=True).save_pretrained(path)

@@ -236,10 +236,10 @@ def begin_behind_encoder(
     `_prepare_text_encoder_decoder_kwargs_for_generation`, `_expand_inputs_for_generation`.
     """
     parameters, base, config = adapted
-    embeds, mask = text_inputs(base, config, input_ids, attention_mask)
+    embeds, mask = text_inputs(base, config, base.place(input_ids), base.place(attention_mask))
     prompt = () if adapted.prefix else get_prompt(parameters, config, len(input_ids), base)
     encoded = encode(base, config, prompt, embeds, mask)
-    rows = numpy.repeat(numpy.arange(len(input_ids)), options.num_beams)
+    rows = base.place(numpy.repeat(numpy.arange(len(input_ids)), options.num_beams))
     encoded, mask = np.take_rows(encoded, rows), None if mask is None else np.take_rows(mask, rows)
     assert options.decoder_start_token_id is not None  # noqa: S101  (`generate` has chosen it)
     start = decoder_start(len(rows), options.decoder_start_token_id)
@@ -281,8 +281,8 @@ def _decoder_alone(adapted: Adapted, state: State, fed: Int[Array, "rows fed"]) 
     parameters, base, config = adapted
     past, virtual = state.past_key_values, config.num_virtual_tokens
     cached = 0 if past is None else state.cached
-    embeds = word_embeddings(base, fed)
-    mask = step_attention_mask(state.attention_mask, virtual)
+    embeds = word_embeddings(base, base.place(fed))
+    mask = base.place(step_attention_mask(state.attention_mask, virtual))
     assert state.position_ids is not None  # noqa: S101  (`begin` made them)
     positions = step_position_ids(state.position_ids, fed.shape[1], virtual, adapted.prefix)
     if past is None:
@@ -291,7 +291,9 @@ def _decoder_alone(adapted: Adapted, state: State, fed: Int[Array, "rows fed"]) 
             past, cached = prompt, virtual
         else:
             embeds = prompt_embedding.prepend(prompt, embeds)
-    counted = None if positions is None else positions - cached  # the stack counts them from the past's end
+    counted = base.place(
+        None if positions is None else positions - cached
+    )  # the stack counts them from the past's end
     decoded = stack.forward(base.parameters, base.config, embeds, mask, past, Given(counted, past=cached))
     return decoded, cached + embeds.shape[1]
 
@@ -305,5 +307,6 @@ def _behind_encoder(adapted: Adapted, state: State, fed: Int[Array, "rows fed"])
         assert isinstance(prompt, tuple)  # noqa: S101  (a prefix)
         past, cached = prompt, config.num_virtual_tokens
     assert state.encoded is not None  # noqa: S101  (`begin` made it)
-    decoded = decode(base, config, fed, None, past, state.encoded, state.encoder_mask, cached=cached)
+    ids = base.place(fed)
+    decoded = decode(base, config, ids, None, past, state.encoded, state.encoder_mask, cached=cached)
     return decoded, cached + fed.shape[1]

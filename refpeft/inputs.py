@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy
 
+from refpeft import arrays as np
 from refpeft import ops
 from refpeft.arrays import Array
 from refpeft.errors import InputError
@@ -17,7 +18,7 @@ from refpeft.transformer.config import ModelConfig
 
 def _array(value: Any, name: str, kinds: str, wanted: str) -> Array:
     try:
-        array = numpy.asarray(value)
+        array = np.to_host(value)
     except ValueError:
         raise InputError(
             f"{name} must be one array, but its rows have different lengths. Pad them."
@@ -34,25 +35,23 @@ def _integers(value: Any, name: str) -> Array:
     return array
 
 
-def checked_parameter(value: Any, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-    """A trainable parameter in the base model's dtype: of the right shape, real, finite.
+def checked_parameter(value: Any, name: str, like: Array) -> Array:
+    """A trainable parameter of the shape and dtype of the one that it replaces, and where that lives: real, finite.
 
     Raises:
         InputError: it is none; the message says what was given and what is expected.
     """
     array = _array(value, f"'{name}'", "iuf", "real numbers")
-    if array.shape != shape:
-        raise InputError(f"'{name}' must have shape {shape}, got {array.shape}.")
+    if array.shape != like.shape:
+        raise InputError(f"'{name}' must have shape {like.shape}, got {array.shape}.")
     with numpy.errstate(over="ignore"):
-        converted: Array = array.astype(dtype)
+        converted: Array = array.astype(like.dtype)
     if not numpy.isfinite(array).all():
         raise InputError(f"'{name}' holds NaN or infinite values. Parameters must be finite.")
     if not numpy.isfinite(converted).all():
         largest = numpy.abs(array).max()
-        raise InputError(
-            f"'{name}' holds {largest}, which is too large for the base model's {numpy.dtype(dtype)}."
-        )
-    return converted
+        raise InputError(f"'{name}' holds {largest}, which is too large for the base model's {like.dtype}.")
+    return np.place(converted, like)
 
 
 def checked_ids(input_ids: Any, model: ModelConfig, virtual: int, name: str = "input_ids") -> Array:

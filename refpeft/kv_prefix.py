@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from refpeft import checkpoint, prefix_encoder, tokenizer
-from refpeft.arrays import Array, Float
+from refpeft.arrays import Array, Float, to_host
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.errors import CheckpointError, ConfigError, InputError
 from refpeft.files import read_json_object
@@ -223,7 +223,7 @@ def _pairs(past_key_values: Any) -> list[tuple[Array, Array]]:
         raise InputError(form) from None
     if any(len(layer) != 2 for layer in layers):
         raise InputError(form)
-    pairs = [(numpy.asarray(key), numpy.asarray(value)) for key, value in layers]
+    pairs = [(to_host(key), to_host(value)) for key, value in layers]
     strange = {
         str(states.dtype) for pair in pairs for states in pair if not numpy.can_cast(states.dtype, "float64")
     }

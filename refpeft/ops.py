@@ -34,7 +34,7 @@ def linear(
     How others differ: GPT-2's Conv1D, Nx, Flax and Keras store inputs × outputs. For a square weight the wrong
     reading passes every test of shapes (clause PX-1).
     """
-    y = x @ np.swapaxes(weight, -1, -2)
+    y = np.matmul(x, np.swapaxes(weight, -1, -2))
     return y if bias is None else y + bias
 
 

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from refpeft import adapter, adapters, checkpoint, counts, generation, inputs, masks, task_inputs
 from refpeft import arrays as np
 from refpeft.arrays import Array, Float, Parameters
@@ -93,7 +91,7 @@ class PeftModel:
         """
         state = self._state()
         checked = self._checked(state.config, input_ids=input_ids, attention_mask=attention_mask, **inputs)
-        return forward(state.used(), self.base, state.config, **checked)  # type: ignore[arg-type]
+        return forward(state.used(), self.base, state.config, **self._placed(checked))
 
     def value_and_grad(
         self, input_ids: Any, labels: Any = None, attention_mask: Any = None, **inputs: Any
@@ -106,7 +104,7 @@ class PeftModel:
         state = self._state()
         config, used = state.config, state.used()
         given = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask, **inputs}
-        checked = self._checked(config, **given)
+        checked = self._placed(self._checked(config, **given))
         span = "start_positions" in checked and "end_positions" in checked
         if self.config.task_type == "FEATURE_EXTRACTION":
             raise InputError("FEATURE_EXTRACTION has no loss to differentiate.")
@@ -122,7 +120,7 @@ class PeftModel:
             raise InputError("The adapter is disabled, and nothing else is trained: there is no gradient.")
 
         def loss(parameters: Parameters) -> Array:
-            value = forward({**used, **parameters}, self.base, config, **checked, loss_alone=True).loss  # type: ignore[arg-type]
+            value = forward({**used, **parameters}, self.base, config, **checked, loss_alone=True).loss
             assert value is not None  # noqa: S101  (there are labels)
             return value
 
@@ -176,8 +174,9 @@ class PeftModel:
         self, batch_size: int, attention_mask: Any = None
     ) -> Float[Array, "batch key"]:
         """The mask over virtual and real tokens; see `refpeft.masks.prepare_attention_mask`."""
-        mask = None if attention_mask is None else numpy.asarray(attention_mask)
-        return masks.prepare_attention_mask(batch_size, mask, self.config.num_virtual_tokens)
+        mask = None if attention_mask is None else np.to_host(attention_mask)
+        prepared = masks.prepare_attention_mask(batch_size, mask, self.config.num_virtual_tokens)
+        return self.base.place(prepared)  # type: ignore[no-any-return]
 
     def parameters(self) -> dict[str, Array]:
         """All that the active adapter computes with: what is trained, and the heads of a loaded adapter, which HF freezes.
@@ -203,15 +202,14 @@ class PeftModel:
         Raises:
             InputError: a name is missing or unknown, a shape is wrong, or a value is not finite.
         """
-        expected = {name: value.shape for name, value in self._adapters.trained().items()}
+        expected = self._adapters.trained()
         if set(parameters) != set(expected):
             raise InputError(
                 f"The trainable parameters are {', '.join(expected)}; got {', '.join(sorted(parameters)) or 'none'}. "
                 "Give exactly these, each an array."
             )
         new = {
-            name: inputs.checked_parameter(parameters[name], name, shape, self.base.dtype)
-            for name, shape in expected.items()
+            name: inputs.checked_parameter(parameters[name], name, like) for name, like in expected.items()
         }
         self._adapters = adapters.with_parameters(self._adapters, new)
 
@@ -334,6 +332,9 @@ class PeftModel:
         if self._disabled:
             adapter.require_no_types(given)
         return task_inputs.checked(self.base.config, config, given)
+
+    def _placed(self, checked: Mapping[str, Array | None]) -> dict[str, Any]:
+        return {name: self.base.place(value) for name, value in checked.items()}
 
 
 def get_peft_model(

@@ -79,11 +79,8 @@ def initial_parameters(config: PrefixTuningConfig, generator: Generator, like: A
             drawn[weight], drawn[bias] = random_linear(generator, inputs, outputs)
     if config.init_weights == "zero":
         for name in (SECOND_WEIGHT, SECOND_BIAS) if projects(config) else (EMBEDDING,):
-            drawn[name] = 0 * drawn[name]
-    return {
-        name: np.full(value.shape, 0, like.dtype, like=like) + value.astype(like.dtype)
-        for name, value in drawn.items()
-    }
+            drawn[name] = np.full(drawn[name].shape, 0, drawn[name].dtype, like=drawn[name])
+    return {name: np.place(value.astype(like.dtype), like) for name, value in drawn.items()}
 
 
 @step("prefix.projection_hidden", clause="PX-1", axes="virtual encoder_hidden", source=_ENCODER)

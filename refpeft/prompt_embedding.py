@@ -144,7 +144,7 @@ def initial_parameters(
                     f"text, but the base model's vocabulary has {vocab_size} rows. Use the base model's own tokenizer."
                 )
         return {EMBEDDING: word_embeddings(ids).astype("float32").astype(like.dtype)}
-    return {EMBEDDING: np.full(table.shape, 0, like.dtype, like=like) + table.astype(like.dtype)}
+    return {EMBEDDING: np.place(table.astype(like.dtype), like)}
 
 
 def tokenize(tokenizer_path: str, text: str) -> Int[Array, " text"]:

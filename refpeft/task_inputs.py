@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 
+from refpeft import arrays as np
 from refpeft import inputs
 from refpeft.arrays import Array
 from refpeft.config import PromptLearningConfig, PromptTuningConfig
@@ -122,7 +123,7 @@ def _span(given: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Array | No
     found: dict[str, Array | None] = {}
     for name in ("start_positions", "end_positions"):
         if name in given:
-            array = numpy.asarray(given[name])
+            array = np.to_host(given[name])
             if array.dtype.kind not in "iu" or array.shape not in ((shape[0],), (shape[0], 1)):
                 raise InputError(
                     f"{name} must be integers of shape ({shape[0]},), got {array.dtype} {array.shape}."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy
 from numpy.typing import NDArray
 
 from refpeft import inputs, ops
-from refpeft.arrays import Array, Parameters
+from refpeft.arrays import Array, Parameters, to_host
 from refpeft.config import PromptTuningConfig
 from refpeft.errors import ConfigError, InputError
 from refpeft.peft_model import PeftModel
@@ -128,11 +128,12 @@ class _Run:
         """
         try:
             with numpy.errstate(over="raise", invalid="ignore"):
-                following, record = take_step(self.state, self.arguments, self._loss_and_gradient)
+                following, seen = take_step(self.state, self.arguments, self._loss_and_gradient)
         except FloatingPointError as error:
             raise self._divergence(f"{error}") from error
-        values = [record.gradient_norm, *(abs(value).max() for value in following.parameters.values())]
-        if not numpy.isfinite(values).all():
+        record = replace(seen, loss=to_host(seen.loss), gradient_norm=to_host(seen.gradient_norm))
+        values = [record.gradient_norm, *map(to_host, following.parameters.values())]
+        if not all(numpy.isfinite(value).all() for value in values):
             raise self._divergence(
                 f"the norm of the gradient is {record.gradient_norm}, the loss {record.loss}"
             )
@@ -148,7 +149,7 @@ class _Run:
             loss, gradients = self.model.value_and_grad(**batch)
         except InputError as error:
             raise InputError(f"Batch {number}: {error}") from error
-        if not numpy.isfinite(loss) and _counts(self.model, batch["labels"]):
+        if not numpy.isfinite(to_host(loss)) and _counts(self.model, batch["labels"]):
             raise self._divergence(f"the loss of batch {number} is {loss}")
         return loss, gradients
 
@@ -236,7 +237,7 @@ def _canonical(model: PeftModel, batches: Sequence[Any], number: int) -> dict[st
 def _counts(model: PeftModel, labels: Any) -> bool:
     """Whether any label takes part in the loss; a prompt predicts the first token too (TK-1)."""
     first = 0 if isinstance(model.config, PromptTuningConfig) else 1
-    return bool((numpy.asarray(labels)[:, first:] != ops.IGNORE_INDEX).any())
+    return bool((to_host(labels)[:, first:] != ops.IGNORE_INDEX).any())
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from refpeft.arrays import place, to_host
 from refpeft.errors import CheckpointError, ConfigError
 from refpeft.files import read_json_object
 from refpeft.peft_model import PeftModel
@@ -44,7 +45,7 @@ def hash_of(arrays: Iterable[Mapping[str, Any]]) -> str:
     for number, mapping in enumerate(arrays):
         for name, value in sorted(mapping.items()):
             digest.update(f"{number} {name} {value.dtype} {value.shape};".encode())
-            digest.update(numpy.ascontiguousarray(value).tobytes())
+            digest.update(numpy.ascontiguousarray(to_host(value)).tobytes())
     return digest.hexdigest()
 
 
@@ -88,6 +89,7 @@ class Store:
     ) -> None:
         self.directory, self.identity = directory, identity
         self.initial = self._given = hash_of([parameters])
+        self._parameters = parameters
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is."""
@@ -107,7 +109,7 @@ class Store:
             CheckpointError: the directory cannot be written.
         """
         tensors = {
-            f"{part}.{name}": numpy.asarray(value)
+            f"{part}.{name}": to_host(value)
             for part in _STATE
             for name, value in getattr(state, part).items()
         }
@@ -183,7 +185,10 @@ class Store:
                 f"A checkpoint of this training holds {', '.join(sorted(expected))}; that of step {step} holds "
                 f"{', '.join(sorted(tensors)) or 'nothing'}. {_advice(self.path(step))}"
             )
-        parts = [{name: tensors[f"{part}.{name}"] for name in names} for part in _STATE]
+        parts = [
+            {name: place(tensors[f"{part}.{name}"], like) for name, like in self._parameters.items()}
+            for part in _STATE
+        ]
         series = [tensors[f"history.{name}"] for name in _SERIES]
         history = [StepRecord(loss, float(rate), norm) for loss, rate, norm in zip(*series, strict=True)]
         return TrainingState(step, *parts), history

@@ -2,7 +2,8 @@
 
 It answers NumPy's two protocols and nothing more. What an array on a GPU would refuse, or would do by a copy
 through host memory, is a TypeError here: conversion to an ndarray or a Python number, iteration, and mixing with
-ndarrays that have an axis.
+ndarrays. So is what CuPy 14 does not have, or has otherwise (`FUNCTIONS`, `UFUNCS`, `@`); that it has the rest is
+looked at in test_gpu.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,36 @@ import numpy
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from refpeft import arrays
+
+FUNCTIONS = {
+    "arange": "dtype",
+    "broadcast_to": "",
+    "concatenate": "axis",
+    "cumsum": "axis",
+    "expand_dims": "",
+    "full_like": "dtype shape",
+    "iscomplexobj": "",
+    "max": "axis keepdims",
+    "mean": "axis keepdims",
+    "ndim": "",
+    "ones_like": "",
+    "reshape": "",
+    "result_type": "",
+    "shape": "",
+    "sum": "axis keepdims",
+    "swapaxes": "",
+    "take_along_axis": "axis",
+    "transpose": "",
+    "where": "",
+    "zeros_like": "",
+}
+"""The functions of NumPy that may be called, and what may be given by name: CuPy has all of it. What is not used is not here."""
+UFUNCS = {
+    *("absolute", "add", "bitwise_and", "copysign", "cos", "divide", "equal", "exp", "greater", "greater_equal", "invert", "less"),
+    *("less_equal", "log", "log1p", "matmul", "maximum", "minimum", "multiply", "negative", "not_equal", "power", "sin", "sqrt"),
+    *("square", "subtract", "tanh"),
+}  # fmt: skip
+"""NumPy's elementwise functions that may be called, and the matrix product: CuPy has them under the same names."""
 
 
 class Foreign(NDArrayOperatorsMixin):
@@ -33,32 +64,47 @@ class Foreign(NDArrayOperatorsMixin):
     dtype = property(lambda self: self._held.dtype)
 
     def astype(self, dtype: Any) -> Foreign:
-        return Foreign(self._held.astype(dtype))
+        return type(self)(self._held.astype(dtype))
 
     def __len__(self) -> int:
         return len(self._held)
 
     def __getitem__(self, index: Any) -> Foreign:
         entries = index if isinstance(index, tuple) else (index,)
-        return Foreign(self._held[tuple(_index_entry(entry) for entry in entries)])
+        return type(self)(self._held[tuple(_index_entry(entry) for entry in entries)])
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("a Foreign array does not leave the place where it lives")
 
     __float__ = __int__ = __bool__ = __index__ = __array__
 
+    def __matmul__(self, other: Any) -> Foreign:
+        if not isinstance(other, Foreign):  # CuPy's takes everything for an array, and fails with boxes
+            raise TypeError(f"`@` of a Foreign array does not know a {type(other).__name__}")
+        return numpy.matmul(self, other)
+
     def __array_ufunc__(self, ufunc: numpy.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         known = Foreign | numpy.ndarray | numpy.generic | numbers.Number
         if not all(isinstance(value, known) for value in inputs):
             return NotImplemented
-        if method != "__call__" or kwargs:
+        if method != "__call__" or kwargs or ufunc.__name__ not in UFUNCS:
             raise TypeError(f"Foreign arrays do not do {ufunc.__name__}.{method} with {sorted(kwargs)}")
-        return _wrapped(ufunc(*_unwrapped(inputs)))
+        return self._wrapped(ufunc(*_unwrapped(inputs)))
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if not all(issubclass(kind, Foreign | numpy.ndarray) for kind in types):
             return NotImplemented
-        return _wrapped(function(*_unwrapped(args), **_unwrapped(kwargs)))
+        name = function.__name__
+        if (
+            function.__module__ != "numpy"
+            or name not in FUNCTIONS
+            or set(kwargs) - {*FUNCTIONS[name].split()}
+        ):
+            raise TypeError(f"Foreign arrays do not do {function.__module__}.{name} with {sorted(kwargs)}")
+        return self._wrapped(function(*_unwrapped(args), **_unwrapped(kwargs)))
+
+    def _wrapped(self, value: Any) -> Any:
+        return type(self)(value) if isinstance(value, numpy.ndarray | numpy.generic) else value
 
 
 def fetch(value: Any) -> Any:
@@ -75,17 +121,13 @@ def fetch(value: Any) -> Any:
 def _unwrapped(value: Any) -> Any:
     if isinstance(value, Foreign):
         return value._held
-    if isinstance(value, numpy.ndarray) and value.ndim > 0:
+    if isinstance(value, numpy.ndarray):
         raise TypeError(f"an ndarray of shape {value.shape} was mixed with Foreign arrays")
     if isinstance(value, tuple | list):
         return type(value)(_unwrapped(item) for item in value)
     if isinstance(value, dict):
         return {key: _unwrapped(item) for key, item in value.items()}
     return value
-
-
-def _wrapped(value: Any) -> Any:
-    return Foreign(value) if isinstance(value, numpy.ndarray | numpy.generic) else value
 
 
 def _index_entry(entry: Any) -> Any:
@@ -96,4 +138,4 @@ def _index_entry(entry: Any) -> Any:
     raise TypeError(f"a Foreign array is not indexed by a {type(entry).__name__}")
 
 
-arrays.register(Foreign)
+arrays.register(Foreign, from_host=Foreign)

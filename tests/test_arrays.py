@@ -112,6 +112,10 @@ CASES: dict[str, tuple[Callable[[Any, Make], Any], Callable[[Any], Any]]] = {
         lambda x: x * x,
     ),
     "matmul": (lambda x, c: x @ c(ROW[:, None] * ROW), lambda x: (x @ ROW)[..., None] * ROW),
+    "matmul from the left": (
+        lambda x, c: np.matmul(c(ROW[:, None] * ROW[:3]), x),
+        lambda x: ROW[:, None] * numpy.einsum("j,bjk->bk", ROW[:3], x)[:, None],
+    ),
     "arithmetic": (
         lambda x, c: (x - c(ROW)) * x / (x * x + 1.0) + -x,
         lambda x: (x - ROW) * x / (x**2 + 1) - x,
@@ -189,14 +193,14 @@ def test_primitives_run_on_foreign_arrays(name: str) -> None:
 def test_every_public_function_has_a_case() -> None:
     """So that a new primitive cannot be forgotten here."""
     tested = {"exp", "log", "sqrt", "square", "reshape", "swapaxes", "transpose", "tanh", "sum", "mean"}
-    tested |= {"erf", "log1p", "sin", "cos", "cut", "entry", "with_gradient"}
+    tested |= {"erf", "log1p", "sin", "cos", "cut", "entry", "matmul", "with_gradient"}
     tested |= {"where", "concatenate", "unstack", "take_rows", "pick", "cast_to", "broadcast_to"}
     elsewhere = {
         "constant_max",
         "cumsum",
         "round_to",
         "arange",
-        "from_list",
+        "place",
         "full",
         "is_plain",
         "is_traced",
@@ -291,11 +295,23 @@ def test_arange_and_full_live_where_like_lives(form: Make) -> None:
 
 
 @pytest.mark.parametrize("form", [lambda x: x, Foreign])
-def test_lists_of_integers_become_arrays_where_like_lives(form: Make) -> None:
-    read = fetch if form is Foreign else numpy.asarray
-    integers = read(np.from_list([[1, -2], [3, 4]], like=form(sample(numpy.float32))))
-    numpy.testing.assert_array_equal(integers, [[1, -2], [3, 4]])
-    assert integers.dtype == numpy.int64
+def test_arrays_of_the_host_come_to_where_like_lives(form: Make) -> None:
+    """And what lives there stays."""
+    plain = numpy.array([[1, -2], [3, 4]])
+    like = form(sample(numpy.float32))
+    placed = np.place(plain, like)
+    assert type(placed) is type(like)
+    assert (fetch if form is Foreign else numpy.asarray)(placed) is plain
+    assert np.place(placed, like) is placed
+
+
+def test_arrays_that_only_compute_otherwise_leave_those_of_the_host_there() -> None:
+    class Otherwise(Foreign):
+        pass
+
+    np.register(Otherwise)
+    plain = numpy.array([1, 2])
+    assert np.place(plain, Otherwise(sample())) is plain
 
 
 def test_arange_and_full_take_boxes() -> None:
@@ -381,6 +397,11 @@ def test_foreign_arrays_are_strict() -> None:
         lambda: numpy.add.at(x, 0, 1.0),
         lambda: x[numpy.array([0])],
         lambda: numpy.sum(x, where=CONDITION),
+        lambda: numpy.reshape(x, (-1,), order=None),
+        lambda: numpy.argmax(x),
+        lambda: numpy.exp2(x),
+        lambda: x * numpy.asarray(2.0),
+        lambda: np.value_and_grad(lambda p: np.sum(x @ p["x"]), {"x": x}),
     ):
         with pytest.raises(TypeError):
             mix()

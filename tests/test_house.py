@@ -40,6 +40,7 @@ FLOORS = [
     {"errors"},
     {
         "arrays",
+        "devices",
         "error_function",
         "steps",
         "files",
@@ -130,7 +131,8 @@ def test_the_source_was_found() -> None:
 def test_the_specification_imports_little(name: str) -> None:
     for module in imports(name):
         top = module.split(".")[0]
-        assert top in ALLOWED or top in sys.stdlib_module_names, f"{name} imports {module}"
+        allowed = ALLOWED | ({"cupy"} if name == "refpeft.devices" else set())
+        assert top in allowed or top in sys.stdlib_module_names, f"{name} imports {module}"
         assert not module.startswith("refpeft.oracle"), f"{name} imports {module}"
 
 
@@ -182,7 +184,7 @@ def test_functions_fit_on_a_screen(name: str) -> None:
 
 
 LONG = {
-    "refpeft.arrays": 450,  # the one door to NumPy and autograd: two would be none
+    "refpeft.arrays": 460,  # the one door to NumPy and autograd: two would be none
     "refpeft.config": 460,  # two classes with every field documented under itself, as HF's
     "refpeft.torch_random": 400,  # a port of torch's generator; most of it is prose
     "refpeft.oracle.examine": 370,  # every way in which a file of a user can be wrong, in one order
@@ -192,7 +194,7 @@ LONG = {
     "refpeft.peft_model": 370,  # HF's class: every method with what it takes and raises
     "refpeft.oracle.questions": 380,  # every question side by side
     "refpeft.testing.families": 420,  # how each of nineteen architectures is drawn, side by side
-    "refpeft.transformer.weights": 390,  # HF's files of every family
+    "refpeft.transformer.weights": 410,  # HF's files of every family
     "refpeft.tasks": 430,  # the flow of all task types side by side: what they share is not told twice
     "refpeft.transformer.config": 410,  # every choice documented under itself
     "refpeft.transformer.families": 970,  # a table: nineteen architectures, each HF's keys, defaults and names

@@ -33,7 +33,6 @@ from refpeft.errors import ConfigError, InputError
 from refpeft.fill_in import fill_in
 from refpeft.oracle import trajectory
 from refpeft.steps import recording, scope
-from refpeft.stored import Stored
 from refpeft.torch_random import Generator, embedding, linear
 from refpeft.transformer import block, rotary, stack
 from refpeft.transformer.weights import WEIGHTS_FILE, BaseModel, load_base_model, word_embeddings
@@ -77,9 +76,6 @@ class Arithmetic:
 
     def take(self, array: Any) -> Array:
         """A floating-point input in this arithmetic; integers and booleans unchanged."""
-        if isinstance(array, Stored):
-            return self.wrap(array.astype(self.dtype))  # type: ignore[no-any-return]
-        array = numpy.asarray(array)
         return self.wrap(array.astype(self.dtype)) if array.dtype.kind not in "iub" else array  # type: ignore[no-any-return]
 
 

@@ -244,8 +244,8 @@ def score_bias(
             config.relative_distance,
             both_directions=not causal,
         )
-        buckets = np.from_list(buckets.tolist(), like=like)
-        return positions.relative_bias(parameters["relative_bias.weight"], buckets)[None]
+        table = parameters["relative_bias.weight"]
+        return positions.relative_bias(table, np.place(buckets, like=like))[None]
     return None
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from refpeft import arrays as np
 from refpeft.arrays import Array, Float, Parameters
+from refpeft.devices import mover
 from refpeft.errors import CheckpointError, ConfigError
 from refpeft.sharded import map_model
 from refpeft.steps import step
@@ -71,6 +72,10 @@ class BaseModel:
                 done[id(parameter)] = function(parameter)
         return BaseModel(self.config, {name: done[id(value)] for name, value in self.parameters.items()})
 
+    def place(self, x: Array | None) -> Any:
+        """An array of the host, of any shape, where the parameters live; None stays None."""
+        return None if x is None else np.place(x, like=self.parameters[TOKENS])
+
 
 @step("inputs.token_embeddings", clause="PT-3", stage="inputs.{which}token_embeddings", axes="batch tokens embedding", kind="exact", source="transformers models/gpt2/modeling_gpt2.py GPT2Model.forward")  # fmt: skip
 def embed_tokens(
@@ -105,7 +110,9 @@ def word_embeddings(
     return rows if scale == 1.0 else scale_embeddings(rows, scale)
 
 
-def load_base_model(directory: str | Path, dtype: str = "float64", *, lazy: bool = False) -> BaseModel:
+def load_base_model(
+    directory: str | Path, dtype: str = "float64", device: str = "cpu", *, lazy: bool = False
+) -> BaseModel:
     """Read an unmodified HF model directory: config.json and model.safetensors, or the shards that an index names.
 
     Source: transformers 5.23.0 `modeling_utils.py`, `PreTrainedModel.from_pretrained`.
@@ -113,18 +120,27 @@ def load_base_model(directory: str | Path, dtype: str = "float64", *, lazy: bool
     Args:
         directory: As written by HF's `save_pretrained`.
         dtype: "float64" (the oracle's default) or "float32": the format of all parameters and all arithmetic.
+        device: Where the parameters live, and so everything that is computed with them: "cpu"; or "cuda" or "cuda:1", as CuPy's
+            arrays on a GPU (specs/devices.md).
         lazy: Leave matrices in the file and convert them where they are used (`refpeft.stored`): slower, for models that
             are large beside the memory. The file must stay as it is meanwhile.
 
     Raises:
-        ConfigError: config.json is missing, broken, or of an architecture that refpeft does not know.
+        ConfigError: config.json is missing, broken, or of an architecture that refpeft does not know; or there is no such device.
         CheckpointError: weights are missing, damaged, not finite, or not of the shape that config.json says.
     """
     if dtype not in ("float32", "float64"):
         raise ConfigError(f"dtype must be 'float32' or 'float64', not {dtype!r}.")
+    move = mover(device)
+    if lazy and device != "cpu":
+        raise ConfigError(
+            f"lazy=True leaves matrices in their file, and device={device!r} takes them out of it. Give one of the two."
+        )
     config = ModelConfig.from_pretrained(directory)
     tensors, path = map_model(directory)
-    return BaseModel(config, parameters_from_hf(tensors, config, numpy.dtype(dtype), path, lazy=lazy))
+    return BaseModel(config, parameters_from_hf(tensors, config, numpy.dtype(dtype), path, lazy=lazy)).map(
+        move
+    )
 
 
 _RENAMED = (

@@ -2,6 +2,7 @@
 
     python tests/benchmarks                                  everything, half an hour on two cores
     python tests/benchmarks steps gpt2 prompt                steps, forward passes, generation: jobs whose names hold the words
+    python tests/benchmarks steps --device cuda              the same on a GPU, both sides; needs the extra gpu
     python tests/benchmarks start | kernels | growth         where people wait; what each kernel gains; how time grows
 
 Needs the extra `golden`, and `plot` for --plot. THREADS=1 for another number of threads than 2. Nothing else should run meanwhile.
@@ -36,11 +37,12 @@ def main() -> None:
     parser.add_argument(
         "--without", action="append", default=[], help="of steps: a side to leave out, such as hf-eager"
     )
+    parser.add_argument("--device", default="cpu", help="of steps: where both sides compute")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw the ratios of steps here")
     options = parser.parse_args()
     runs = {
-        "steps": lambda: steps.run(options.words, options.repeat, options.without),
+        "steps": lambda: steps.run(options.words, options.repeat, options.without, options.device),
         "start": lambda: start.run(options.repeat),
         "kernels": lambda: kernels.run(max(3, options.repeat // 2)),
         "growth": lambda: growth.run(max(3, options.repeat // 2)),
@@ -48,6 +50,7 @@ def main() -> None:
     found: dict[str, object] = {
         "machine": platform.machine(),
         "threads": THREADS,
+        "device": options.device,
         "python": platform.python_version(),
     }
     for part in PARTS if options.part is None else (options.part,):

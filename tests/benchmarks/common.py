@@ -51,8 +51,8 @@ def make_base(options: dict[str, Any], where: Path) -> Path:
 class Worker:
     """A process that runs one side's jobs."""
 
-    def __init__(self, side: str, base: Path) -> None:
-        self.command = [sys.executable, str(HERE / "worker.py"), side, str(base)]
+    def __init__(self, side: str, base: Path, device: str = "cpu") -> None:
+        self.command = [sys.executable, str(HERE / "worker.py"), side, str(base), device]
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment()
         )  # fmt: skip
@@ -70,9 +70,9 @@ class Worker:
 
 
 @contextmanager
-def workers(base: Path, sides: Sequence[str]) -> Iterator[dict[str, Worker]]:
+def workers(base: Path, sides: Sequence[str], device: str = "cpu") -> Iterator[dict[str, Worker]]:
     """One for each side."""
-    started = {side: Worker(side, base) for side in sides}
+    started = {side: Worker(side, base, device) for side in sides}
     try:
         yield started
     finally:

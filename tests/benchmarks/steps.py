@@ -21,7 +21,7 @@ TARGETS = {
     "forward": 1.8,
     "generate": 2.0,
 }
-"""Times as fast as the faster HF."""
+"""Times as fast as the faster HF, on a CPU."""
 MEMORY = 0.5
 """Of HF's peak."""
 SAME = 1e-3
@@ -41,7 +41,9 @@ def jobs() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield f"generate {method} n=20 new=64", "generate", told
 
 
-def run(words: Sequence[str], repeat: int, without: Sequence[str]) -> list[dict[str, Any]]:
+def run(
+    words: Sequence[str], repeat: int, without: Sequence[str], device: str = "cpu"
+) -> list[dict[str, Any]]:
     """Every job whose name holds all words; prints a row for each, and returns the rows."""
     sides, rows = [side for side in SIDES if side not in without], []
     print(f"| job | {' | '.join(f'{side}, s' for side in sides)} | times as fast | target | GB | of HF's |")
@@ -51,15 +53,15 @@ def run(words: Sequence[str], repeat: int, without: Sequence[str]) -> list[dict[
             chosen = [job for job in jobs() if all(word in f"{shape} {job[0]}" for word in words)]
             base = make_base(options, Path(directory) / shape) if chosen else Path()
             for name, kind, told in chosen:
-                rows.append(_row(f"{shape} {name}", kind, _measured(told, base, repeat, sides)))
+                rows.append(_row(f"{shape} {name}", kind, _measured(told, base, repeat, sides, device)))
                 print(_line(rows[-1], sides), flush=True)
     return rows
 
 
 def _measured(
-    told: dict[str, Any], base: Path, repeat: int, sides: Sequence[str]
+    told: dict[str, Any], base: Path, repeat: int, sides: Sequence[str], device: str
 ) -> dict[str, dict[str, Any]]:
-    with workers(base, sides) as started:
+    with workers(base, sides, device) as started:
         found = in_turns({side: (worker, told) for side, worker in started.items()}, repeat)
     mine = found["refpeft"]["value"]
     for side, one in found.items():

@@ -1,9 +1,10 @@
 """One side of a benchmark, in a process of its own: it is told what to do on standard input, and answers in JSON.
 
-    python tests/benchmarks/worker.py refpeft|hf-sdpa|hf-eager BASE
+    python tests/benchmarks/worker.py refpeft|hf-sdpa|hf-eager BASE cpu|cuda
 
 A line {"do": "step", "method": "prompt", "virtual": 20, "labels": "all", …} is answered by {"seconds": …, "value": …}: the value is
-the loss, a norm of the logits, or the tokens, so that it can be seen that both sides did the same.
+the loss, a norm of the logits, or the tokens, so that it can be seen that both sides did the same. It comes from the device, so
+that everything before it is done when the clock is stopped.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ def table(rows: int, width: int) -> numpy.ndarray:
 class Refpeft:
     """refpeft's side."""
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, device: str) -> None:
         import refpeft
 
         self.refpeft = refpeft
-        self.base = refpeft.load_base_model(base, dtype="float32")
+        self.base, self.device = refpeft.load_base_model(base, dtype="float32", device=device), device
 
     def model(self, job: dict[str, Any]) -> Any:
         kind = {"prompt": self.refpeft.PromptTuningConfig, "prefix": self.refpeft.PrefixTuningConfig}
@@ -87,17 +88,25 @@ class Refpeft:
             model.generate(given["input_ids"], numpy.ones_like(given["input_ids"]), **options).sum()
         )
 
+    def peak(self) -> float:
+        """Gigabytes of memory; of a GPU, those that CuPy's pool has taken, which gives none back by itself."""
+        if self.device == "cpu":
+            return resident()
+        import cupy
+
+        return cupy.get_default_memory_pool().total_bytes() / 1024**3
+
 
 class HuggingFace:
     """HF peft's side."""
 
-    def __init__(self, base: str, attention: str) -> None:
+    def __init__(self, base: str, attention: str, device: str) -> None:
         import torch
         import transformers
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         transformers.logging.set_verbosity_error()
-        self.torch, self.where, self.attention = torch, base, attention
+        self.torch, self.where, self.attention, self.device = torch, base, attention, device
         self.base = self._loaded()
 
     def _loaded(self) -> Any:
@@ -105,7 +114,7 @@ class HuggingFace:
 
         return transformers.AutoModelForCausalLM.from_pretrained(
             self.where, dtype="float32", attn_implementation=self.attention
-        )
+        ).to(self.device)
 
     def model(self, job: dict[str, Any]) -> Any:
         import peft
@@ -114,11 +123,11 @@ class HuggingFace:
         model = peft.get_peft_model(self.base, kind(task_type="CAUSAL_LM", num_virtual_tokens=job["virtual"]))
         (weight,) = [p for p in model.parameters() if p.requires_grad]
         weight.data = self.torch.tensor(table(*weight.shape))
-        return model.eval()
+        return model.to(self.device).eval()
 
     def tensors(self, job: dict[str, Any], labels: str) -> dict[str, Any]:
         given = batch(self.base.config.vocab_size, job["rows"], job["tokens"], labels)
-        return {name: self.torch.tensor(value) for name, value in given.items()}
+        return {name: self.torch.tensor(value, device=self.device) for name, value in given.items()}
 
     def step(self, job: dict[str, Any]) -> Job:
         model, given = self.model(job), self.tensors(job, job["labels"])
@@ -159,6 +168,15 @@ class HuggingFace:
 
         return run
 
+    def peak(self) -> float:
+        """Gigabytes of memory; of a GPU, those that torch has taken."""
+        return resident() if self.device == "cpu" else self.torch.cuda.max_memory_reserved() / 1024**3
+
+
+def resident() -> float:
+    """The process's largest resident memory, in gigabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+
 
 def matrix_product(job: dict[str, Any]) -> Job:
     """The floor: the products of a step, (multiply-adds) as large square-ish ones, by NumPy."""
@@ -172,8 +190,8 @@ def matrix_product(job: dict[str, Any]) -> Job:
 
 def main() -> None:
     """Answer until the input ends."""
-    side, base = sys.argv[1:]
-    mine = Refpeft(base) if side == "refpeft" else HuggingFace(base, side.removeprefix("hf-"))
+    side, base, device = sys.argv[1:]
+    mine = Refpeft(base, device) if side == "refpeft" else HuggingFace(base, side.removeprefix("hf-"), device)
     key, run = None, None
     for line in sys.stdin:
         job = json.loads(line)
@@ -185,8 +203,7 @@ def main() -> None:
         start = time.perf_counter()
         value = run()
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-        print(json.dumps({"seconds": seconds, "value": value, "peak_gigabytes": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "value": value, "peak_gigabytes": mine.peak()}), flush=True)
 
 
 if __name__ == "__main__":
