@@ -72,6 +72,7 @@ SUBJECTS = {
 BEHIND = {
     "adapter": "behind the methods of `PeftModel`",
     "adapters": "behind the methods of `PeftModel`",
+    "devices": "behind the `device` of `load_base_model`",
     "files": "reading and writing bytes",
     "fitting": "checks behind `get_peft_model`",
     "inputs": "checks of what a caller passes",
