@@ -163,20 +163,20 @@ def attention_scale(config: ModelConfig, layer: int) -> float:
     return scale / float(layer + 1) if config.scale_attention_by_inverse_layer else scale
 
 
+def weight_and_bias(parameters: Parameters, name: str) -> tuple[Array, Array | None]:
+    """A linear map's weight, outputs × inputs, and its bias, if the family has one there."""
+    return parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+
+
 def projected(
     parameters: Parameters, config: ModelConfig, kind: str, hidden: Array, other: Array | None = None
 ) -> tuple[Array, Array, Array]:
     """Queries of `hidden`, keys and values of `other` (cross-attention) or of `hidden` itself, split into heads."""
-    source = hidden if other is None else other
-
-    def pair(name: str) -> tuple[Array, Array | None]:
-        return parameters[f"{kind}.{name}.weight"], parameters.get(f"{kind}.{name}.bias")
-
-    key_value_heads = config.num_key_value_heads
+    source, key_value_heads = hidden if other is None else other, config.num_key_value_heads
     return (
-        attention.query(hidden, *pair("query"), config.num_attention_heads),
-        attention.key(source, *pair("key"), key_value_heads),
-        attention.value(source, *pair("value"), key_value_heads),
+        attention.query(hidden, *weight_and_bias(parameters, f"{kind}.query"), config.num_attention_heads),
+        attention.key(source, *weight_and_bias(parameters, f"{kind}.key"), key_value_heads),
+        attention.value(source, *weight_and_bias(parameters, f"{kind}.value"), key_value_heads),
     )
 
 
@@ -204,8 +204,7 @@ def self_attention(
         query, key, value, past, around.visible, attention_scale(config, layer),
         **{name: option for name, option in options.items() if option is not None},
     )  # fmt: skip
-    weight, bias = parameters["attention.output.weight"], parameters.get("attention.output.bias")
-    return attention.output(context, weight, bias), present
+    return attention.output(context, *weight_and_bias(parameters, "attention.output")), present
 
 
 def cross_attention(
@@ -220,26 +219,20 @@ def cross_attention(
         query, key, value = projected(parameters, config, "cross_attention", hidden, encoded)
         weights = attention.weights(attention.scores(query, key, visible, config.attention_scale))
         context = attention.context(weights, value)
-        weight, bias = (
-            parameters["cross_attention.output.weight"],
-            parameters.get("cross_attention.output.bias"),
-        )
-        return attention.output(context, weight, bias)
+        return attention.output(context, *weight_and_bias(parameters, "cross_attention.output"))
 
 
 def feed_forward(
     parameters: Parameters, config: ModelConfig, hidden: Float[Array, "batch query hidden"]
 ) -> Float[Array, "batch query hidden"]:
     """The network, from the normed hidden states to its output."""
-
-    def pair(name: str) -> tuple[Array, Array | None]:
-        return parameters[f"mlp.{name}.weight"], parameters.get(f"mlp.{name}.bias")
-
+    up = weight_and_bias(parameters, "mlp.up")
     if config.gated:
-        activated = mlp_gated_activation(hidden, pair("gate"), pair("up"), config.activation)
+        gate = weight_and_bias(parameters, "mlp.gate")
+        activated = mlp_gated_activation(hidden, gate, up, config.activation)
     else:
-        activated = mlp_activation(hidden, *pair("up"), config.activation)
-    fed_forward = mlp_output(activated, *pair("down"))
+        activated = mlp_activation(hidden, *up, config.activation)
+    fed_forward = mlp_output(activated, *weight_and_bias(parameters, "mlp.down"))
     if config.norm_order == "around":
         return norms.apply(norms.mlp_output_norm, fed_forward, parameters, "mlp_output_norm", config)
     return fed_forward
