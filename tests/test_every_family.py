@@ -110,7 +110,7 @@ NO_FLOATS = {
 
 
 def float32_tolerance(config: ModelConfig) -> float:
-    """As `identities.strategies.ModelCase.tolerance`, with float32's distance between numbers; both stacks, if there are two."""
+    """As `identities.model_cases.ModelCase.tolerance`, with float32's distance between numbers; both stacks, if there are two."""
     width = config.num_attention_heads * config.head_dim
     length = 6 * config.hidden_size + width + config.intermediate_size + config.head_dim + VIRTUAL + 7
     stacks = 2 if config.kind == "encoder_decoder" else 1

@@ -9,7 +9,7 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from identities.strategies import padding_mask
+from identities.attention_cases import padding_mask
 from support import MODELS, relative_error, tiny_adapter, tiny_base, tiny_model
 
 from refpeft import generation

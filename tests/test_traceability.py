@@ -12,12 +12,16 @@ from traceability import (
     LIVE,
     MUTANTS,
     PAGE,
+    PROPERTIES,
+    PROPERTIES_PAGE,
     REASONS,
+    WITNESSES,
     cases_of,
     document,
     noticed,
     page,
     properties_of,
+    properties_page,
     reason,
     row,
 )
@@ -33,6 +37,12 @@ def test_the_page_is_that_of_the_code() -> None:
 
 def test_the_document_is_that_of_the_code() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == document(), "run python tests/traceability.py"
+
+
+def test_the_page_of_properties_is_that_of_the_code() -> None:
+    assert PROPERTIES_PAGE.read_text(encoding="utf-8") == properties_page(), (
+        "run python tests/traceability.py"
+    )
 
 
 @pytest.mark.parametrize("label", clauses())
@@ -64,6 +74,16 @@ def test_properties_and_cases_count_by_what_they_notice() -> None:
     assert noticed()["T5"].isdisjoint({"M69", "M01"})  # permuted slots show nothing
     assert "T26" in properties_of("PX-4")
     assert properties_of("MK-2") == []  # it has no mutant
+    assert properties_of("MK-5") == ["T50"]
+    assert {"T38", "T50"} <= set(properties_of("MK-4"))
+    assert {"T26", "T35"} <= set(properties_of("PX-8"))
     assert len(cases_of("PX-3")) > 50
     assert cases_of("MK-2") == []
     assert set().union(*noticed().values()) <= MUTANTS.keys()
+
+
+def test_witnesses_are_among_what_is_run() -> None:
+    runs = [run for row in PROPERTIES for run in row.holds]
+    pairs = {(run.name, name, method) for run in runs for name in run.on for method in run.methods or ("",)}
+    assert {(check, *pair) for check, given in WITNESSES.items() for pair in given} <= pairs
+    assert [number for number, mutants in noticed().items() if not mutants] == ["T6", "T10", "T30", "T31"]

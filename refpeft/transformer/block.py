@@ -164,6 +164,11 @@ def attention_scale(config: ModelConfig, layer: int) -> float:
     return scale / float(layer + 1) if config.scale_attention_by_inverse_layer else scale
 
 
+def weight_and_bias(parameters: Parameters, name: str) -> tuple[Array, Array | None]:
+    """A linear map's weight, outputs × inputs, and its bias, if the family has one there."""
+    return parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+
+
 def projected(
     parameters: Parameters, config: ModelConfig, kind: str, hidden: Array, other: Array | None = None
 ) -> tuple[Array, Array, Array]:
@@ -174,16 +179,11 @@ def projected(
 
     Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2Attention.forward`.
     """
-    source = hidden if other is None else other
-
-    def pair(name: str) -> tuple[Array, Array | None]:
-        return parameters[f"{kind}.{name}.weight"], parameters.get(f"{kind}.{name}.bias")
-
-    key_value_heads = config.num_key_value_heads
+    source, key_value_heads = hidden if other is None else other, config.num_key_value_heads
     return (
-        attention.query(hidden, *pair("query"), config.num_attention_heads),
-        attention.key(source, *pair("key"), key_value_heads),
-        attention.value(source, *pair("value"), key_value_heads),
+        attention.query(hidden, *weight_and_bias(parameters, f"{kind}.query"), config.num_attention_heads),
+        attention.key(source, *weight_and_bias(parameters, f"{kind}.key"), key_value_heads),
+        attention.value(source, *weight_and_bias(parameters, f"{kind}.value"), key_value_heads),
     )
 
 
@@ -214,8 +214,7 @@ def self_attention(
         query, key, value, past, around.visible, attention_scale(config, layer),
         **{name: option for name, option in options.items() if option is not None},
     )  # fmt: skip
-    weight, bias = parameters["attention.output.weight"], parameters.get("attention.output.bias")
-    return attention.output(context, weight, bias), present
+    return attention.output(context, *weight_and_bias(parameters, "attention.output")), present
 
 
 def cross_attention(
@@ -232,11 +231,7 @@ def cross_attention(
     with scope(attention="cross_attention"):
         query, key, value = projected(parameters, config, "cross_attention", hidden, encoded)
         context = attention.dot_product_attention(query, key, value, visible, config.attention_scale)
-        weight, bias = (
-            parameters["cross_attention.output.weight"],
-            parameters.get("cross_attention.output.bias"),
-        )
-        return attention.output(context, weight, bias)
+        return attention.output(context, *weight_and_bias(parameters, "cross_attention.output"))
 
 
 def feed_forward(
@@ -247,15 +242,13 @@ def feed_forward(
     Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2MLP.forward`; `models/llama/modeling_llama.py`,
     `LlamaMLP.forward`.
     """
-
-    def pair(name: str) -> tuple[Array, Array | None]:
-        return parameters[f"mlp.{name}.weight"], parameters.get(f"mlp.{name}.bias")
-
+    up = weight_and_bias(parameters, "mlp.up")
     if config.gated:
-        activated = mlp_gated_activation(hidden, pair("gate"), pair("up"), config.activation)
+        gate = weight_and_bias(parameters, "mlp.gate")
+        activated = mlp_gated_activation(hidden, gate, up, config.activation)
     else:
-        activated = mlp_activation(hidden, *pair("up"), config.activation)
-    fed_forward = mlp_output(activated, *pair("down"))
+        activated = mlp_activation(hidden, *up, config.activation)
+    fed_forward = mlp_output(activated, *weight_and_bias(parameters, "mlp.down"))
     if config.norm_order == "around":
         return norms.apply(norms.mlp_output_norm, fed_forward, parameters, "mlp_output_norm", config)
     return fed_forward
