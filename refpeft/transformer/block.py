@@ -164,7 +164,7 @@ def attention_scale(config: ModelConfig, layer: int) -> float:
     return scale / float(layer + 1) if config.scale_attention_by_inverse_layer else scale
 
 
-def weight_and_bias(parameters: Parameters, name: str) -> tuple[Array, Array | None]:
+def _weight_and_bias(parameters: Parameters, name: str) -> tuple[Array, Array | None]:
     """A linear map's weight, outputs × inputs, and its bias, if the family has one there."""
     return parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
 
@@ -181,9 +181,9 @@ def projected(
     """
     source, key_value_heads = hidden if other is None else other, config.num_key_value_heads
     return (
-        attention.query(hidden, *weight_and_bias(parameters, f"{kind}.query"), config.num_attention_heads),
-        attention.key(source, *weight_and_bias(parameters, f"{kind}.key"), key_value_heads),
-        attention.value(source, *weight_and_bias(parameters, f"{kind}.value"), key_value_heads),
+        attention.query(hidden, *_weight_and_bias(parameters, f"{kind}.query"), config.num_attention_heads),
+        attention.key(source, *_weight_and_bias(parameters, f"{kind}.key"), key_value_heads),
+        attention.value(source, *_weight_and_bias(parameters, f"{kind}.value"), key_value_heads),
     )
 
 
@@ -214,7 +214,7 @@ def self_attention(
         query, key, value, past, around.visible, attention_scale(config, layer),
         **{name: option for name, option in options.items() if option is not None},
     )  # fmt: skip
-    return attention.output(context, *weight_and_bias(parameters, "attention.output")), present
+    return attention.output(context, *_weight_and_bias(parameters, "attention.output")), present
 
 
 def cross_attention(
@@ -231,7 +231,7 @@ def cross_attention(
     with scope(attention="cross_attention"):
         query, key, value = projected(parameters, config, "cross_attention", hidden, encoded)
         context = attention.dot_product_attention(query, key, value, visible, config.attention_scale)
-        return attention.output(context, *weight_and_bias(parameters, "cross_attention.output"))
+        return attention.output(context, *_weight_and_bias(parameters, "cross_attention.output"))
 
 
 def feed_forward(
@@ -242,13 +242,13 @@ def feed_forward(
     Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2MLP.forward`; `models/llama/modeling_llama.py`,
     `LlamaMLP.forward`.
     """
-    up = weight_and_bias(parameters, "mlp.up")
+    up = _weight_and_bias(parameters, "mlp.up")
     if config.gated:
-        gate = weight_and_bias(parameters, "mlp.gate")
+        gate = _weight_and_bias(parameters, "mlp.gate")
         activated = mlp_gated_activation(hidden, gate, up, config.activation)
     else:
         activated = mlp_activation(hidden, *up, config.activation)
-    fed_forward = mlp_output(activated, *weight_and_bias(parameters, "mlp.down"))
+    fed_forward = mlp_output(activated, *_weight_and_bias(parameters, "mlp.down"))
     if config.norm_order == "around":
         return norms.apply(norms.mlp_output_norm, fed_forward, parameters, "mlp_output_norm", config)
     return fed_forward

@@ -216,7 +216,8 @@ def test_a_known_mistake() -> None:
     assert lines[6].startswith("decided by ")
     assert lines[6].endswith(" cases in float32, among them:")
     assert all(line.startswith("  peft-0.21.2/prefix_tuning/") for line in lines[7:12])
-    assert lines[13].startswith("PX-2 ")
+    assert lines[12].startswith("noticed without any value of HF's by the properties ")
+    assert lines[14].startswith("PX-2 ")
 
 
 def table(monkeypatch: pytest.MonkeyPatch, noticed: dict[str, list[str]]) -> None:
