@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 import pytest
 from elsewhere import Elsewhere, Remote
-from foreign import fetch
+from foreign import Foreign, fetch
 from support import (
     EVERY_CASE,
     MODELS,
@@ -31,7 +31,7 @@ from support import (
 )
 
 import refpeft
-from refpeft import devices, shared_prompt, steps
+from refpeft import arrays, devices, shared_prompt, steps
 from refpeft.errors import ConfigError
 from refpeft.oracle.budget import PROFILES
 from refpeft.oracle.judge import Selection
@@ -57,8 +57,11 @@ def fake_cupy(count: Callable[[], int] = lambda: 2) -> tuple[Any, list[int]]:
     def make(number: int) -> Any:
         return SimpleNamespace(use=lambda: current.append(number))
 
+    class Unregistered(Foreign):
+        pass
+
     cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=count), Device=make)
-    return SimpleNamespace(ndarray=Remote, asarray=Remote, asnumpy=fetch, cuda=cuda), current
+    return SimpleNamespace(ndarray=Unregistered, asarray=Unregistered, asnumpy=fetch, cuda=cuda), current
 
 
 @pytest.mark.parametrize(("device", "used"), [("cuda", []), ("cuda:0", [0]), ("cuda:1", [1])])
@@ -73,7 +76,9 @@ def test_a_base_model_is_loaded_to_a_device(
     assert current == used
     assert list(base.parameters) == list(expected.parameters)
     for name, value in base.parameters.items():
-        numpy.testing.assert_array_equal(fetch(value), expected.parameters[name])
+        assert isinstance(value, cupy.ndarray)
+        numpy.testing.assert_array_equal(arrays.to_host(value), expected.parameters[name])
+    assert isinstance(base.place(numpy.ones(2)), cupy.ndarray)
     assert base.parameters["head.weight"] is base.parameters["embeddings.tokens.weight"]
     assert base.dtype == numpy.float32
 
