@@ -124,13 +124,17 @@ def _elementwise(x: Array, function: Elementwise) -> Any:
     """A function of each number, block by block; of what it is made of, the slope alone is kept."""
     if not np.is_plain(x):
         return NotImplemented
-    value = numpy.ascontiguousarray(np.value_of(x))
-    y, slope = numpy.empty_like(value), numpy.empty_like(value) if np.is_traced(x) else None
-    flat = (value.reshape(-1), y.reshape(-1), None if slope is None else slope.reshape(-1))
-    for start in range(0, value.size, BLOCK):
+    value = np.value_of(x)
+    flat = numpy.ascontiguousarray(value).reshape(-1)
+    y, slope = numpy.empty_like(flat), numpy.empty_like(flat) if np.is_traced(x) else None
+    for start in range(0, flat.size, BLOCK):
         block = slice(start, start + BLOCK)
-        function(flat[0][block], flat[1][block], None if flat[2] is None else flat[2][block])
-    return y if slope is None else np.with_gradient(y, lambda g: (g * slope,), x)
+        function(flat[block], y[block], None if slope is None else slope[block])
+    y = y.reshape(value.shape)
+    if slope is None:
+        return y
+    slopes = slope.reshape(value.shape)
+    return np.with_gradient(y, lambda g: (g * slopes,), x)
 
 
 @kernel("activations.gelu_new")

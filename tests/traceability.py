@@ -10,6 +10,7 @@ matrix, in float32; properties by being run, here, under every mutant whose step
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import re
 import sys
@@ -28,7 +29,7 @@ from refpeft.oracle.explain import clauses
 from refpeft.oracle.kill_matrix import kill_matrix
 from refpeft.oracle.mutants import MUTANTS
 from refpeft.oracle.vectors import all_vectors
-from refpeft.steps import STEPS, definition, replaced
+from refpeft.steps import STEPS, Step, definition, replaced
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "specs/traceability.md"
@@ -162,10 +163,16 @@ REASONS |= {
 
 def code_of(label: str) -> list[str]:
     """The steps of a clause; where it has none, the modules that quote it."""
-    steps = [step.name for step in STEPS.values() if step.clause == label]
+    steps = [step.name for step in sorted(STEPS.values(), key=_place) if step.clause == label]
     return steps or [
         name for name, text in _sources().items() if re.search(rf"(?<![A-Z]){label}(?![0-9])", text)
     ]
+
+
+def _place(step: Step) -> tuple[str, int, str]:
+    """Where a step is defined: the order of the table is that of imports."""
+    definition = inspect.unwrap(step.definition)
+    return definition.__module__, definition.__code__.co_firstlineno, step.name
 
 
 @functools.cache
