@@ -136,6 +136,13 @@ def test_activations(name: str, seed: int, dtype: str, spread: float) -> None:
     agrees(getattr(activations, name), f"activations.{name}", {"x": x})
 
 
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "silu"])
+def test_a_single_number_keeps_its_shape(name: str) -> None:
+    function = getattr(activations, name)
+    value, gradients = arrays.value_and_grad(lambda p: function(p["x"]), {"x": numpy.array(1.0)})
+    assert numpy.shape(value) == gradients["x"].shape == ()
+
+
 @given(
     SEEDS, FORMATS, st.integers(1, 3), st.integers(1, 3), st.integers(0, 4), st.integers(1, 5), st.booleans()
 )
