@@ -31,6 +31,11 @@ BLOCK = 1 << 16
 """So many numbers are taken through a chain of elementwise operations at once: few enough for a core's cache."""
 
 
+def _serves(x: Array, weight: Array | None, bias: Array | None) -> bool:
+    """Whether x, and frozen parameters, are arrays of NumPy's own."""
+    return np.is_plain(x, weight, bias) and not (np.is_traced(weight) or np.is_traced(bias))
+
+
 # ---------------------------------------------------------------- affine maps
 
 
@@ -41,7 +46,7 @@ def linear(
     bias: Float[Array, " outputs"] | None,
 ) -> Any:
     """One matrix product of all rows, the bias added in place. The weight is frozen: ∂/∂x = g · weight."""
-    if np.is_traced(weight) or np.is_traced(bias) or not np.is_plain(x, weight, bias):
+    if not _serves(x, weight, bias):
         return NotImplemented
     value = np.value_of(x)
     shape = value.shape
@@ -71,7 +76,7 @@ def _product(rows: Numbers, matrix: Numbers) -> Numbers:
 @kernel("ops.layer_norm")
 def layer_norm(x: Array, weight: Array | None, bias: Array | None, epsilon: float) -> Any:
     """With x̂ the normed rows and h = g ⊙ weight: ∂/∂x = (h − mean h − x̂ · mean(h ⊙ x̂)) / √(variance + ε)."""
-    if np.is_traced(weight) or np.is_traced(bias) or not np.is_plain(x, weight, bias):
+    if not _serves(x, weight, bias):
         return NotImplemented
     value = np.value_of(x)
     normed = value - value.mean(axis=-1, keepdims=True)
@@ -81,7 +86,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, epsilon: floa
 @kernel("ops.rms_norm")
 def rms_norm(x: Array, weight: Array | None, bias: Array | None, epsilon: float) -> Any:
     """With x̂ the normed rows and h = g ⊙ weight: ∂/∂x = (h − x̂ · mean(h ⊙ x̂)) / √(mean x² + ε)."""
-    if np.is_traced(weight) or np.is_traced(bias) or not np.is_plain(x, weight, bias):
+    if not _serves(x, weight, bias):
         return NotImplemented
     return _normed(x, np.value_of(x).copy(), weight, bias, epsilon, centred=False)
 

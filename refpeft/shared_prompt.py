@@ -55,9 +55,8 @@ def _prompt_once(
     batch, virtual, hidden = prompt.shape
     if base.config.kind != "decoder" or (batch - 1) * virtual * hidden < WORTH:
         return NotImplemented
-    mask = (
-        None if attention_mask is None else attention_mask[:1, :virtual]
-    )  # ones; Falcon tells them from none
+    # its mask is of ones; but Falcon tells that from none
+    mask = None if attention_mask is None else attention_mask[:1, :virtual]
     alone = stack.forward(base.parameters, base.config, np.cut(prompt, 0, 1, 0), mask)
     past = tuple(
         (np.broadcast_to(key, (batch, *key.shape[1:])), np.broadcast_to(value, (batch, *value.shape[1:])))

@@ -326,6 +326,20 @@ def test_stages_and_mutants_are_those_of_the_definitions() -> None:
     assert relative_error(broken, without["logits"]) > 0.01
 
 
+def test_what_is_not_recorded_within_a_recording_runs_as_the_rest_of_it() -> None:
+    """So that a replay does not change its arithmetic from the second token on."""
+    calls, run = counted("ops.linear")
+    x = numpy.ones((2, 3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(steps.KERNELS, "ops.linear", run)
+        with steps.scope(stack="decoder", layer=0), steps.recording() as stages, steps.unrecorded():
+            attention.output(x[None], x, None)
+        assert (calls, stages) == ([], {})
+        with steps.unrecorded():
+            attention.output(x[None], x, None)
+        assert calls == ["ops.linear"]
+
+
 def test_kernels_are_named_or_refused() -> None:
     assert sorted(steps.KERNELS) == [
         "activations.gelu",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from refpeft import tensors
 from refpeft.errors import CheckpointError
 from refpeft.safetensors_header import header_of
-from refpeft.tensors import read_tensors, require_finite, write_tensors
+from refpeft.tensors import map_tensors, read_tensors, release, require_finite, write_tensors
 
 
 def raw(header: Any, data: bytes) -> bytes:
@@ -265,3 +266,28 @@ def test_a_large_tensor_is_checked_block_by_block(monkeypatch: pytest.MonkeyPatc
         "'w' in 'f' holds 1e+300 at index (4, 2), which is too large for float32. Load the model in float64, or look at how "
         "the file was made."
     )
+
+
+def resident(path: Path) -> int:
+    """How many KiB of a mapped file are in this process's memory; None where Linux is not there to tell."""
+    maps = Path("/proc/self/smaps")
+    if not maps.exists():
+        pytest.skip("needs Linux's /proc/self/smaps")
+    for part in maps.read_text(encoding="utf-8").split("VmFlags")[:-1]:
+        if str(path) in part:
+            return int(re.search(r"^Rss: +([0-9]+) kB", part, re.MULTILINE)[1])  # type: ignore[index]
+    raise AssertionError(f"{path} is not mapped")
+
+
+def test_a_tensor_that_is_released_is_out_of_memory_and_still_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    written = {name: numpy.full((1024, 1024), value, "float32") for name, value in (("a", 1.0), ("b", 2.0))}
+    write_tensors(path, written)
+    mapped = map_tensors(path, "the model")
+    assert (mapped["a"].sum(), mapped["b"].sum()) == (2.0**20, 2.0**21)
+    whole = resident(path)
+    assert whole >= 8192
+    release(mapped["b"])
+    assert 4096 - 8 <= whole - resident(path) <= 4096 + 8  # its pages, not its neighbour's
+    release(numpy.ones(3))  # no file's
+    assert mapped["b"][1000, 1000] == 2.0  # read again

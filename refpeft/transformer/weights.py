@@ -177,23 +177,7 @@ def parameters_from_hf(
     family = family_of(config.family)
     plain = {_plain_name(name, family): tensor for name, tensor in tensors.items()}
     expected = _expected(config)
-    used: set[str] = set()
-    if HEAD in expected:
-        table, head = expected[TOKENS][0].name, expected[HEAD][0].name
-        tied = config.tie_word_embeddings
-        if tied and head in plain:
-            tied = numpy.array_equal(plain.setdefault(table, plain[head]), plain[head])
-        bias = expected.get("head.bias")
-        whole = tied and (bias is None or bias[0].optional or bias[0].name in plain)
-        absent = not whole and head not in plain and not _wants_language_head(config, plain)
-        tied = tied and not absent
-        if tied or absent:
-            del expected[HEAD]
-            used.add(head)
-        if absent:
-            expected.pop("head.bias", None)
-    else:
-        tied = False
+    tied, used = _take_head_out(expected, plain, config)
     if config.kind == "encoder_decoder":
         _require_one_table(plain, expected[TOKENS][0].name, config, path)
     parameters: dict[str, Array] = {}
@@ -214,6 +198,31 @@ def parameters_from_hf(
             f"{' …' if len(unknown) > 5 else ''}. Does config.json belong to these weights?"
         )
     return parameters
+
+
+def _take_head_out(
+    expected: dict[str, tuple[Source, tuple[int, ...]]], plain: dict[str, Any], config: ModelConfig
+) -> tuple[bool, set[str]]:
+    """Expect no head where it is the token table, or the checkpoint is of a class without one.
+
+    Returns:
+        Whether the head is the table, and HF's names of what is not looked at any more.
+    """
+    if HEAD not in expected:
+        return False, set()
+    table, head = expected[TOKENS][0].name, expected[HEAD][0].name
+    tied = config.tie_word_embeddings
+    if tied and head in plain:
+        tied = numpy.array_equal(plain.setdefault(table, plain[head]), plain[head])
+    bias = expected.get("head.bias")
+    whole = tied and (bias is None or bias[0].optional or bias[0].name in plain)
+    absent = not whole and head not in plain and not _wants_language_head(config, plain)
+    if absent:
+        expected.pop("head.bias", None)
+    if not (tied or absent):
+        return False, set()
+    del expected[HEAD]
+    return tied and not absent, {head}
 
 
 def _plain_name(name: str, family: Family) -> str:

@@ -14,9 +14,10 @@ from oracle.fake_ports import START, command
 from oracle.test_diagnosis import RELU, Mistaken
 from support import need
 
-from refpeft.oracle import fuzzed
+from refpeft.oracle import fuzzed, search
 from refpeft.oracle.budget import PROFILES
 from refpeft.oracle.evidence import Evidence
+from refpeft.oracle.floors import Hurried
 from refpeft.oracle.judge import judge_one
 from refpeft.oracle.port import ReferencePort
 from refpeft.oracle.process import ProcessPort
@@ -24,7 +25,7 @@ from refpeft.oracle.protocol import RunCommand
 from refpeft.oracle.questions import Answer, Ask
 from refpeft.oracle.reply import Port, Reply
 from refpeft.oracle.search import Search, kept_failures, try_kept
-from refpeft.oracle.vectors import all_vectors
+from refpeft.oracle.vectors import Vector, all_vectors
 from refpeft.testing import cases
 from refpeft.transformer.families import FAMILIES
 
@@ -46,6 +47,23 @@ def test_nothing_is_found_of_the_reference(family: str, tmp_path: Path) -> None:
     assert not found.ended
     assert set(found.counts) <= {"CONFORMS", "SKIPPED"}
     assert found.counts["CONFORMS"] > 15
+
+
+def test_floors_are_measured_as_far_as_an_answer_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None, then those of one replay, then all: what conforms by fewer conforms by more, and only the last says no."""
+    measured: list[int | None] = []
+
+    def compare(vector: Vector, *_: Any) -> tuple[str, list[Any]]:
+        measured.append(vector.replays if isinstance(vector, Hurried) else None)
+        return ("NONCONFORMING" if isinstance(vector, Hurried) else "CONFORMS"), []
+
+    monkeypatch.setattr(search, "compare_answer", compare)
+    found = searched(ReferencePort(), tmp_path, 25, questions=["forward"], profiles=["float32"])
+    assert found.found is None
+    assert measured
+    assert measured == [1, None] * (len(measured) // 2)
 
 
 def test_a_mistake_is_found_shrunk_and_named(tmp_path: Path) -> None:
