@@ -10,7 +10,8 @@ import math
 from refpeft import tasks
 from refpeft.adapters import Adapters
 from refpeft.arrays import Parameters
-from refpeft.transformer.weights import HEAD, HEADS, TOKENS, BaseModel, parameter_shapes
+from refpeft.transformer.shapes import HEADS, parameter_shapes
+from refpeft.transformer.weights import HEAD, TOKENS, BaseModel
 
 _POOLER = HEADS + "pooler."
 _FINAL_BIAS = "head.bias"

@@ -30,8 +30,9 @@ from refpeft.transformer import heads, stack
 from refpeft.transformer.block import KeyValue
 from refpeft.transformer.columns import Head
 from refpeft.transformer.families import family_of
+from refpeft.transformer.shapes import HEADS
 from refpeft.transformer.stack import Given, StackOutput
-from refpeft.transformer.weights import HEADS, BaseModel, word_embeddings
+from refpeft.transformer.weights import BaseModel, word_embeddings
 
 _PEFT = "peft peft_model.py "
 

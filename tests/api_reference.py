@@ -51,7 +51,7 @@ SUBJECTS = {
     "transformer": Subject(
         "The base model",
         "What is frozen: layers, stacks and heads of every family, and how HF's files become them.",
-        tuple(f"transformer.{x}" for x in ("config", "families", "weights", "norms", "rotary", "block", "stack", "heads")),
+        tuple(f"transformer.{x}" for x in ("config", "families", "shapes", "weights", "norms", "rotary", "block", "stack", "heads")),
     ),
     "tasks-and-training": Subject(
         "Tasks and training",

@@ -21,7 +21,8 @@ from refpeft.tensors import write_tensors
 from refpeft.transformer.columns import Family
 from refpeft.transformer.config import ModelConfig
 from refpeft.transformer.families import FAMILIES
-from refpeft.transformer.weights import HEAD, HEADS, TOKENS, BaseModel, parameter_shapes
+from refpeft.transformer.shapes import HEADS, parameter_shapes
+from refpeft.transformer.weights import HEAD, TOKENS, BaseModel
 
 REQUIRED = frozenset(filter(None, os.environ.get("REFPEFT_REQUIRE", "").split(",")))
 """What must be there: in `.ci/run` a test may not skip for want of these."""
@@ -245,6 +246,10 @@ def tasks_of(family: str) -> list[str]:
     row = FAMILIES[family]
     headless = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
     return [task for task in fitting.TASKS[row.kind] if task in headless or task in row.heads]
+
+
+ASKED = [(name, task) for name, (family, _) in MODELS.items() for task in tasks_of(family)]
+"""Every model of every family, with every task that it can be asked."""
 
 
 def tiny_adapter(

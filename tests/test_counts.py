@@ -10,7 +10,8 @@ from support import MODELS, tiny_model
 
 from refpeft import PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, counts, get_peft_model
 from refpeft.transformer.config import ModelConfig
-from refpeft.transformer.weights import HEAD, TOKENS, BaseModel, parameter_shapes
+from refpeft.transformer.shapes import parameter_shapes
+from refpeft.transformer.weights import HEAD, TOKENS, BaseModel
 
 TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 CLASSES = {

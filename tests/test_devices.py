@@ -17,13 +17,13 @@ import pytest
 from elsewhere import Elsewhere, Remote
 from foreign import Foreign, fetch
 from support import (
+    ASKED,
     EVERY_CASE,
     MODELS,
     VIRTUAL,
     outputs_of,
     relative_error,
     save_base,
-    tasks_of,
     tiny_adapter,
     tiny_model,
     tiny_question,
@@ -39,7 +39,6 @@ from refpeft.oracle.run import judge
 from refpeft.oracle.vectors import all_vectors
 from refpeft.peft_model import PeftModel
 
-ASKED = [(name, task) for name, (family, _) in MODELS.items() for task in tasks_of(family)]
 METHODS = ["prompt", "prefix", "projected"]
 BOTH = ["prompt", "projected"]
 """Without a projection a prefix takes the same steps but three."""

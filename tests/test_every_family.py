@@ -8,6 +8,7 @@ import numpy
 import pytest
 from foreign import Foreign, fetch
 from support import (
+    ASKED,
     MODELS,
     VIRTUAL,
     outputs_of,
@@ -25,7 +26,6 @@ from refpeft.peft_model import PeftModel
 from refpeft.transformer.config import ModelConfig
 from refpeft.transformer.weights import BaseModel
 
-ASKED = [(name, task) for name, (family, _) in MODELS.items() for task in tasks_of(family)]
 EVERY = pytest.mark.parametrize(("name", "task"), ASKED, ids=[f"{name}: {task}" for name, task in ASKED])
 BOTH = pytest.mark.parametrize("method", ["prompt", "projected"])
 """Without a projection a prefix takes the same steps but three."""

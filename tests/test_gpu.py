@@ -18,13 +18,13 @@ import pytest
 from elsewhere import Elsewhere
 from foreign import FUNCTIONS, UFUNCS
 from support import (
+    ASKED,
     MODELS,
     REQUIRED,
     need,
     outputs_of,
     relative_error,
     save_base,
-    tasks_of,
     tiny_adapter,
     tiny_model,
     tiny_question,
@@ -47,7 +47,6 @@ with warnings.catch_warnings():
     cupy = need("cupy")
 
 pytestmark = pytest.mark.gpu
-ASKED = [(name, task) for name, (family, _) in MODELS.items() for task in tasks_of(family)]
 METHODS = ["prompt", "projected"]
 CLOSE = {"float64": 1e-12, "float32": 1e-3}
 """Tiny models with weights of standard deviation 0.4; the golden cases have budgets of their own."""

@@ -10,7 +10,15 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import MODELS, outputs_of, relative_error, tasks_of, tiny_adapter, tiny_model, tiny_question
+from support import (
+    ASKED,
+    MODELS,
+    outputs_of,
+    relative_error,
+    tiny_adapter,
+    tiny_model,
+    tiny_question,
+)
 
 from refpeft import (
     activations,
@@ -218,8 +226,6 @@ def test_a_trained_weight_is_left_to_the_definition() -> None:
 
 
 # ---------------------------------------------------------------- in every family
-
-ASKED = [(name, task) for name, (family, _) in MODELS.items() for task in tasks_of(family)]
 
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])

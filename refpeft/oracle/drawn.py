@@ -33,7 +33,8 @@ from refpeft.tensors import write_tensors
 from refpeft.transformer.columns import LAYER
 from refpeft.transformer.config import ModelConfig
 from refpeft.transformer.families import family_of
-from refpeft.transformer.weights import HEAD, HEADS, BaseModel, parameter_shapes
+from refpeft.transformer.shapes import HEADS, parameter_shapes
+from refpeft.transformer.weights import HEAD, BaseModel
 
 SPREAD = 0.4
 """The standard deviation of all weights: HF's own 0.02 makes logits nearly flat and hides mistakes."""

@@ -13,7 +13,8 @@ from refpeft.config import PrefixTuningConfig, PromptTuningConfig
 from refpeft.oracle.vectors import Kind
 from refpeft.steps import recording
 from refpeft.transformer.config import ModelConfig
-from refpeft.transformer.weights import BaseModel, parameter_shapes
+from refpeft.transformer.shapes import parameter_shapes
+from refpeft.transformer.weights import BaseModel
 
 TOKENS, VIRTUAL = 2, 1
 

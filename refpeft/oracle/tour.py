@@ -13,7 +13,8 @@ from refpeft.oracle.mutants import MUTANTS
 from refpeft.peft_model import PeftModel, get_peft_model
 from refpeft.steps import STEPS, Step, recording, replaced
 from refpeft.transformer.config import ModelConfig
-from refpeft.transformer.weights import BaseModel, parameter_shapes
+from refpeft.transformer.shapes import parameter_shapes
+from refpeft.transformer.weights import BaseModel
 
 VIRTUAL, LAYERS = 2, 2
 TEXT, FOLLOWED = (1, 3, 0), 1

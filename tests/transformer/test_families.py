@@ -15,7 +15,7 @@ from refpeft.transformer import families
 from refpeft.transformer.columns import LAYER, Source
 from refpeft.transformer.config import ModelConfig
 from refpeft.transformer.families import FAMILIES, Family, family_of
-from refpeft.transformer.weights import HEADS, parameter_shapes
+from refpeft.transformer.shapes import HEADS, parameter_shapes
 
 W, WB = "weight", "{weight,bias}"
 _GPT2 = f"""

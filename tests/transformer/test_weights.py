@@ -19,7 +19,8 @@ from refpeft.errors import CheckpointError, ConfigError
 from refpeft.peft_model import get_peft_model
 from refpeft.stored import Stored
 from refpeft.tensors import write_tensors
-from refpeft.transformer.weights import BaseModel, embed_tokens, load_base_model, parameter_shapes
+from refpeft.transformer.shapes import parameter_shapes
+from refpeft.transformer.weights import BaseModel, embed_tokens, load_base_model
 
 CONFIG = {
     "model_type": "gpt2",

@@ -25,13 +25,12 @@ from refpeft.errors import CheckpointError
 from refpeft.stored import Stored
 from refpeft.transformer.config import ModelConfig
 from refpeft.transformer.families import FAMILIES
+from refpeft.transformer.shapes import HEADS, parameter_shapes
 from refpeft.transformer.weights import (
     HEAD,
-    HEADS,
     TOKENS,
     BaseModel,
     load_base_model,
-    parameter_shapes,
     parameters_from_hf,
     word_embeddings,
 )
