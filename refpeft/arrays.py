@@ -17,16 +17,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import autograd.numpy as _traced
 import numpy as _numpy
-from autograd.core import make_vjp as _make_vjp
+from autograd.core import VJPNode, backward_pass
 from autograd.extend import VSpace, defvjp, defvjp_argnums
 from autograd.extend import primitive as _primitive
 from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.tracer import getval as _getval
 from autograd.tracer import isbox as _isbox
+from autograd.tracer import new_box, trace_stack
 
 from refpeft import error_function as _error_function
 
@@ -381,10 +383,28 @@ def value_and_grad(
 
     A parameter that the value does not depend on gets zeros. The gradient has each parameter's shape and dtype.
     """
-    plain = dict(parameters)
-    backward, value = _make_vjp(lambda traced: function({name: traced[name] for name in plain}), plain)
-    gradient = backward(_numpy.ones_like(_getval(value)))
-    return value, {name: gradient[name] for name in plain}
+    names = list(parameters)
+    with level() as own:
+        value, back = vjp(
+            lambda *values: function(dict(zip(names, values, strict=True))), [*parameters.values()], own
+        )
+    return value, dict(zip(names, back(_numpy.ones_like(_getval(value))), strict=True))
+
+
+def level() -> AbstractContextManager[int]:
+    """What `vjp` is given. Functions may be differentiated in several threads within one level: autograd counts them for all."""
+    return trace_stack.new_trace()  # type: ignore[no-any-return]
+
+
+def vjp(
+    function: Callable[..., Array], inputs: Sequence[Array], level: int
+) -> tuple[Array, Callable[[Array], Sequence[Array]]]:
+    """The value of a function of arrays, and what turns a gradient of the value into that of each of them."""
+    box: Any = new_box(tuple(inputs), level, VJPNode.new_root())
+    value: Any = function(*(box[number] for number in range(len(inputs))))
+    if not (_isbox(value) and value._trace == level):
+        return value, lambda g: [_numpy.zeros_like(_getval(x)) for x in inputs]
+    return value._value, lambda g: backward_pass(g, value._node)
 
 
 # ---------------------------------------------------------------- foreign arrays
@@ -453,6 +473,6 @@ def register(array_type: type, to_host: _Way = _ON_THE_HOST[0], from_host: _Way 
 
 __all__ = [
     "Array", "Float", "Parameters", "arange", "broadcast_to", "cast_to", "concatenate", "constant_max", "cos", "cumsum", "cut", "defvjp",
-    "entry", "erf", "exp", "full", "is_plain", "is_traced", "log", "log1p", "matmul", "mean", "most_negative", "pick", "place", "primitive", "register", "reshape",
-    "round_to", "sin", "sqrt", "square", "sum", "swapaxes", "take_rows", "tanh", "to_host", "transpose", "unstack", "value_and_grad", "value_of", "where", "with_gradient",
+    "entry", "erf", "exp", "full", "is_plain", "is_traced", "level", "log", "log1p", "matmul", "mean", "most_negative", "pick", "place", "primitive", "register", "reshape",
+    "round_to", "sin", "sqrt", "square", "sum", "swapaxes", "take_rows", "tanh", "to_host", "transpose", "unstack", "value_and_grad", "value_of", "vjp", "where", "with_gradient",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 
 from refpeft import arrays as np
+from refpeft import threads
 from refpeft.arrays import Array, Float
 from refpeft.steps import kernel
 
@@ -287,20 +288,32 @@ def cross_entropy(
     if not count:
         return NotImplemented  # NaN, with a gradient of zero
     x = value.reshape(-1, value.shape[-1])
-    wanted, rows = numpy.where(counted, labels, 0).reshape(-1), numpy.arange(len(x))
-    counts = counted.reshape(-1)
-    exponentials = x - x.max(axis=-1, keepdims=True)
-    shifted = exponentials[rows, wanted]
-    numpy.exp(exponentials, out=exponentials)
-    sums = exponentials.sum(axis=-1)
-    losses = numpy.where(counts, numpy.log(sums) - shifted, x.dtype.type(0))
+    losses, gradient = cross_entropies(x.copy(), numpy.where(counted, labels, -1).reshape(-1), count)
     loss = numpy.asarray(losses.sum() / x.dtype.type(count))
     if not np.is_traced(logits):
         return loss
-    exponentials *= (counts / (sums * count)).astype(x.dtype)[:, None]
-    exponentials[rows, wanted] -= (counts / x.dtype.type(count)).astype(x.dtype)
-    gradient = exponentials.reshape(value.shape)
+    gradient = gradient.reshape(value.shape)
     return np.with_gradient(loss, lambda g: (gradient * g if g != 1 else gradient,), logits)
+
+
+def cross_entropies(
+    x: Float[Array, "rows classes"], labels: Int[Array, " rows"], count: int
+) -> tuple[Float[Array, " rows"], Float[Array, "rows classes"]]:
+    """The cross entropy of each row, and the gradient of their sum / count, in the place of the logits. A label of −1 does not count."""
+
+    def some(rows: slice) -> Numbers:
+        x_, wanted = x[rows], labels[rows]
+        number, counts = numpy.arange(len(wanted)), wanted >= 0
+        x_ -= x_.max(axis=-1, keepdims=True)
+        shifted = x_[number, wanted]
+        numpy.exp(x_, out=x_)
+        sums = x_.sum(axis=-1)
+        x_ *= (counts / (sums * count)).astype(x.dtype)[:, None]
+        x_[number, wanted] -= (counts / x.dtype.type(count)).astype(x.dtype)
+        losses: Numbers = numpy.where(counts, numpy.log(sums) - shifted, x.dtype.type(0))
+        return losses
+
+    return numpy.concatenate(threads.each(some, threads.parts(len(x), x.size))), x
 
 
 # ---------------------------------------------------------------- generation

@@ -17,13 +17,14 @@ from refpeft import arrays as np
 from refpeft import ops
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.errors import InputError
+from refpeft.kernels import cross_entropies
 from refpeft.steps import accelerated, kernel
 from refpeft.transformer import heads
 from refpeft.transformer.weights import HEAD, BaseModel
 
 TRAINED = "base_model."
 """What stands before HF's name of a head that is trained with the virtual tokens."""
-AT_ONCE = 1 << 23
+AT_ONCE = 1 << 24
 """So many logits exist at a time while the kernel computes a loss."""
 
 
@@ -70,7 +71,7 @@ def loss(
 def _loss_where_labels_count(
     parameters: Parameters, base: BaseModel, kind: str, hidden: Array, labels: Array
 ) -> Any:
-    """The gradient of each piece is taken with the piece, by the definitions of head and loss: both need its logits."""
+    """The gradient of each piece is taken with the piece, in the place of its logits; back through the head by the head's definition."""
     heads_trained = any(np.is_traced(value) for name, value in parameters.items() if name.startswith(TRAINED))
     wanted = ops.next_labels(labels) if kind == "causal_lm" else labels
     rows = numpy.flatnonzero(wanted != ops.IGNORE_INDEX) if isinstance(wanted, numpy.ndarray) else ()
@@ -79,20 +80,16 @@ def _loss_where_labels_count(
     value, targets = np.value_of(hidden), wanted.reshape(-1)
     flat, total = value.reshape(-1, value.shape[-1]), numpy.zeros((), value.dtype)
     gradient = numpy.zeros_like(flat) if np.is_traced(hidden) else None
-
-    def part(given: Parameters, chosen: Any) -> Array:
-        own = ops.cross_entropy(logits(parameters, base, given["hidden"]), targets[None, chosen])
-        return own * value.dtype.type(len(chosen) / len(rows))  # type: ignore[no-any-return]
-
+    head = functools.partial(logits, parameters, base)
     pieces = min(len(rows), -(-len(rows) * base.config.vocab_size // AT_ONCE))
     for chosen in numpy.array_split(rows, pieces):
-        piece: Parameters = {"hidden": flat[None, chosen]}
-        if gradient is None:
-            total = total + part(piece, chosen)
-        else:
-            more, found = np.value_and_grad(functools.partial(part, chosen=chosen), piece)
-            total, gradient[chosen] = total + more, found["hidden"][0]
-    total = numpy.asarray(total)
+        with np.level() as level:
+            found, back = np.vjp(head, [flat[None, chosen]], level)
+        losses, slope = cross_entropies(found[0], targets[chosen], len(rows))
+        total = total + losses.sum()
+        if gradient is not None:
+            gradient[chosen] = back(slope[None])[0][0]
+    total = numpy.asarray(total / value.dtype.type(len(rows)))
     if gradient is None:
         return total
     own = gradient.reshape(value.shape)

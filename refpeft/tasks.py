@@ -27,6 +27,7 @@ from refpeft.errors import InputError
 from refpeft.language_model import TRAINED
 from refpeft.steps import scope, step
 from refpeft.transformer import heads, stack
+from refpeft.transformer import rows as _rows  # noqa: F401  (as kernels do)
 from refpeft.transformer.block import KeyValue
 from refpeft.transformer.columns import Head
 from refpeft.transformer.families import family_of
@@ -164,13 +165,13 @@ def forward(
     prompt = get_prompt(parameters, config, input_ids.shape[0], base)
     if isinstance(prompt, tuple):
         positions = None if config.task_type == "QUESTION_ANS" else position_ids
-        given = Given(positions, types, input_ids, virtual)
+        given = Given(positions, types, input_ids, virtual, use_cache=not batch.loss_alone)
         decoded = stack.forward(base.parameters, base.config, embeds, mask, prompt, given)
     else:
         together = prompt_embedding.prepend(prompt, embeds)
         if labels is not None and config.task_type == "CAUSAL_LM":
             batch = replace(batch, labels=extend_labels(labels, virtual))
-        given = Given(token_type_ids=types)
+        given = Given(token_type_ids=types, use_cache=not batch.loss_alone)
         decoded = shared_prompt.forward(base, together, prompt, embeds, mask, given)
     return _finished(parameters, base, config, batch, decoded)
 

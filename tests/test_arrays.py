@@ -207,6 +207,8 @@ def test_every_public_function_has_a_case() -> None:
         "value_of",
         "most_negative",
         "value_and_grad",
+        "vjp",
+        "level",
         "register",
         "to_host",
     }
@@ -239,6 +241,19 @@ def test_a_gradient_may_be_of_some_of_several_inputs() -> None:
     value, gradients = np.value_and_grad(product, {"x": x})
     assert value == (x * y).sum()
     numpy.testing.assert_array_equal(gradients["x"], y)
+
+
+def test_what_a_value_does_not_depend_on_has_a_gradient_of_zeros() -> None:
+    """Also where the value is another level's own."""
+    x, y = sample(), OTHER
+    assert relative_error(np.value_and_grad(lambda p: np.sum(p["x"]), {"x": x, "y": y})[1]["y"], 0 * y) == 0.0
+
+    def outer(p: Any) -> Any:
+        value, gradients = np.value_and_grad(lambda q: np.sum(p["x"] * p["x"]), {"y": y})
+        numpy.testing.assert_array_equal(gradients["y"], numpy.zeros_like(y))
+        return value
+
+    numpy.testing.assert_array_equal(np.value_and_grad(outer, {"x": x})[1]["x"], 2 * x)
 
 
 def test_constant_max_is_a_constant() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
@@ -19,6 +19,7 @@ from support import (
     tiny_model,
     tiny_question,
 )
+from threadpoolctl import threadpool_limits
 
 from refpeft import (
     activations,
@@ -32,6 +33,7 @@ from refpeft import (
     steps,
     task_inputs,
     tasks,
+    threads,
     token_scores,
 )
 from refpeft.arrays import Parameters
@@ -52,11 +54,14 @@ FORMATS = st.sampled_from(["float64", "float32"])
 
 
 @pytest.fixture(autouse=True)
-def _whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny models take the ways of large ones: prompts shared, losses in pieces."""
+def _whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tiny models take the ways of large ones: prompts shared, losses in pieces, rows in two threads."""
     monkeypatch.setattr(shared_prompt, "WORTH", 0)
+    monkeypatch.setattr(threads, "WORTH", 0)
     monkeypatch.setattr(language_model, "AT_ONCE", 100)
     monkeypatch.setattr(kernels, "BLOCK", 5)
+    with threadpool_limits(2):
+        yield
 
 
 def counted(name: str) -> tuple[list[str], Callable[..., Any]]:
@@ -302,6 +307,7 @@ def test_a_prompt_goes_through_the_layers_once(monkeypatch: pytest.MonkeyPatch) 
         return own(parameters, config, embeds, *args, **kwargs)
 
     monkeypatch.setattr(shared_prompt.stack, "forward", forward)
+    monkeypatch.setattr(threads, "WORTH", 10**9)
     model(ids)
     monkeypatch.setattr(shared_prompt, "WORTH", 10**9)  # too little to be gained
     model(ids)
@@ -359,6 +365,7 @@ def test_kernels_are_named_or_refused() -> None:
         "ops.rms_norm",
         "shared_prompt.forward",
         "token_scores.largest",
+        "transformer.stack.forward",
     ]
     with pytest.raises(KeyError) as caught, steps.kernels("ops.linaer"):
         pass

@@ -16,7 +16,7 @@ from refpeft import arrays as np
 from refpeft import masks, positions
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.ops import linear
-from refpeft.steps import scope, step
+from refpeft.steps import accelerated, scope, step
 from refpeft.transformer import block, norms, rotary
 from refpeft.transformer.block import KeyValue, Surroundings
 from refpeft.transformer.config import ModelConfig, Stack
@@ -28,7 +28,8 @@ class StackOutput(NamedTuple):
     hidden: Array
     """Final hidden states after the last norm (batch, query, hidden)."""
     past_key_values: tuple[KeyValue, ...]
-    """Key and value states of each layer, those of the prefix included: each (batch, kv_heads, key, head_dim)."""
+    """Key and value states of each layer, those of the prefix included: each (batch, kv_heads, key, head_dim); none without
+    `Given.use_cache`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Given:
     """The encoder's last hidden states (batch, encoder_key, hidden)."""
     encoder_mask: Array | None = None
     """The mask over them."""
+    use_cache: bool = True
+    """Whether keys and values are returned."""
 
 
 def stack_parameters(parameters: Parameters, name: Stack) -> Parameters:
@@ -249,6 +252,7 @@ def score_bias(
     return None
 
 
+@accelerated
 def forward(
     parameters: Parameters,
     config: ModelConfig,
@@ -298,7 +302,8 @@ def forward(
             with scope(layer=layer):
                 own = layer_parameters(parameters, layer)
                 hidden, present = block.forward(own, config, layer, hidden, past_of_layer, around)
-            presents.append(present)
+            if given.use_cache:
+                presents.append(present)
         if config.final_norm:
             hidden = norms.apply(norms.final_norm, hidden, parameters, "final_norm", config)
         if config.projects_output:

@@ -29,7 +29,7 @@ def run(repeat: int) -> list[dict[str, Any]]:
     shapes = {**SHAPES, "gpt2, gelu": {**SHAPES["gpt2"], "activation_function": "gelu"}}
     with tempfile.TemporaryDirectory() as directory:
         for shape, options in shapes.items():
-            side = worker.Refpeft(str(make_base(options, Path(directory) / shape)))
+            side = worker.Refpeft(str(make_base(options, Path(directory) / shape)), "cpu")
             for name, job in JOBS.items():
                 times = _times(getattr(side, job["do"])(job), steps, repeat)
                 whole = times.pop("")
