@@ -324,6 +324,8 @@ def largest(scores: Float[Array, "rows options"], count: int) -> Any:
     """The few that are as large as the last one chosen are sorted, not the whole vocabulary."""
     if not np.is_plain(scores) or not 0 < count < scores.shape[1] or numpy.isnan(scores).any():
         return NotImplemented
+    if count == 1:
+        return scores.argmax(axis=-1)[:, None]
     least = numpy.partition(scores, -count, axis=-1)[:, -count, None]
     chosen = numpy.empty((len(scores), count), numpy.int64)
     for row, places in enumerate(map(numpy.flatnonzero, scores >= least)):
