@@ -3,6 +3,7 @@
     python tests/benchmarks                                  everything, half an hour on two cores
     python tests/benchmarks steps gpt2 prompt                steps, forward passes, generation: jobs whose names hold the words
     python tests/benchmarks steps --device cuda              the same on a GPU, both sides; needs the extra gpu
+    python tests/benchmarks products                         how much of a step is matrix products
     python tests/benchmarks start | kernels | growth         where people wait; what each kernel gains; how time grows
 
 Needs the extra `golden`, and `plot` for --plot. THREADS=1 for another number of threads than 2. Nothing else should run meanwhile.
@@ -19,13 +20,14 @@ from pathlib import Path
 from common import THREADS
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", str(THREADS))
-PARTS = ("steps", "start", "kernels", "growth")
+PARTS = ("steps", "products", "start", "kernels", "growth")
 
 
 def main() -> None:
     """Run the parts that are named, or all."""
     import growth
     import kernels
+    import products
     import start
     import steps
 
@@ -43,6 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = {
         "steps": lambda: steps.run(options.words, options.repeat, options.without, options.device),
+        "products": lambda: products.run(options.repeat),
         "start": lambda: start.run(options.repeat),
         "kernels": lambda: kernels.run(max(3, options.repeat // 2)),
         "growth": lambda: growth.run(max(3, options.repeat // 2)),

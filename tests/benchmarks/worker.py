@@ -88,6 +88,62 @@ class Refpeft:
             model.generate(given["input_ids"], numpy.ones_like(given["input_ids"]), **options).sum()
         )
 
+    def products(self, job: dict[str, Any]) -> Job:
+        """A step's matrix products and nothing else, in the shapes and threads in which the step does them."""
+        from refpeft import language_model, threads
+
+        random, parameters = numpy.random.default_rng(2), self.base.parameters
+        rows, tokens, virtual = job["rows"], job["tokens"], job["virtual"]
+        layers = [
+            {
+                name: value
+                for name, value in parameters.items()
+                if name.startswith(f"layers.{layer}.") and value.ndim == 2
+            }
+            for layer in range(self.base.config.num_layers)
+        ]
+        widths = {width for own in layers for value in own.values() for width in value.shape}
+        states = {width: random.random((rows * tokens, width), "float32") for width in widths}
+
+        def through(rows: int, tokens: int, keys: int) -> None:
+            for layer, own in enumerate(layers):
+                for name, weight in own.items():
+                    states[weight.shape[1]][: rows * tokens] @ weight.T
+                    if layer or not name.endswith(("query.weight", "key.weight", "value.weight")):
+                        states[weight.shape[0]][: rows * tokens] @ weight
+                self._attention(rows, tokens, keys)
+
+        head = parameters["head.weight"]
+        counted = rows * (tokens if job["labels"] == "all" else LAST)
+        pieces = -(-counted * len(head) // language_model.AT_ONCE)
+
+        def run() -> float:
+            if job["method"] == "prompt":
+                through(1, virtual, virtual)
+            parts = threads.parts(rows, states[head.shape[1]].size)
+            threads.each(lambda part: through(part.stop - part.start, tokens, virtual + tokens), parts)
+            for piece in numpy.array_split(states[head.shape[1]][:counted], pieces):
+                (piece @ head.T) @ head
+            return 0.0
+
+        return run
+
+    def _attention(self, rows: int, tokens: int, keys: int) -> None:
+        """Scores and their mixture of values, and the four products of their gradients."""
+        config = self.base.config
+        heads, grouped = (
+            config.num_key_value_heads,
+            config.num_attention_heads // config.num_key_value_heads * tokens,
+        )
+        query = numpy.ones((rows, heads, grouped, config.head_dim), "float32")
+        key = numpy.ones((rows, heads, keys, config.head_dim), "float32")
+        weights = query @ key.swapaxes(-1, -2)
+        weights @ key
+        query @ key.swapaxes(-1, -2)
+        weights @ key
+        weights.swapaxes(-1, -2) @ query
+        weights.swapaxes(-1, -2) @ query
+
     def peak(self) -> float:
         """Gigabytes of memory; of a GPU, those that CuPy's pool has taken, which gives none back by itself."""
         if self.device == "cpu":
