@@ -392,14 +392,15 @@ def value_and_grad(
 
 
 def level() -> AbstractContextManager[int]:
-    """What `vjp` is given. Functions may be differentiated in several threads within one level: autograd counts them for all."""
+    """What `vjp` is given: autograd's number of a gradient within gradients, which it counts for the whole process."""
     return trace_stack.new_trace()  # type: ignore[no-any-return]
 
 
 def vjp(
     function: Callable[..., Array], inputs: Sequence[Array], level: int
 ) -> tuple[Array, Callable[[Array], Sequence[Array]]]:
-    """The value of a function of arrays, and what turns a gradient of the value into that of each of them."""
+    """The value of a function of arrays of any shape, and what turns a gradient of the value into that of each of them. At a level
+    that `level()` gave, in whatever thread."""
     box: Any = new_box(tuple(inputs), level, VJPNode.new_root())
     value: Any = function(*(box[number] for number in range(len(inputs))))
     if not (_isbox(value) and value._trace == level):

@@ -77,6 +77,8 @@ BEHIND = {
     "fitting": "checks behind `get_peft_model`",
     "inputs": "checks of what a caller passes",
     "kernels": "faster equals of functions whose definitions are described",
+    "threads": "parts of a batch in threads; nothing of it is seen from outside",
+    "transformer.rows": "the kernel of `transformer.stack.forward`",
     "rules": "checks behind the configurations",
     "shared_prompt": "behind `tasks.forward`",
     "safetensors_header": "reading and writing bytes",
