@@ -399,8 +399,7 @@ def level() -> AbstractContextManager[int]:
 def vjp(
     function: Callable[..., Array], inputs: Sequence[Array], level: int
 ) -> tuple[Array, Callable[[Array], Sequence[Array]]]:
-    """The value of a function of arrays of any shape, and what turns a gradient of the value into that of each of them. At a level
-    that `level()` gave, in whatever thread."""
+    """A function's value, and what turns its gradient into that of each input, of any shape; `level` is what `level()` gave."""
     box: Any = new_box(tuple(inputs), level, VJPNode.new_root())
     value: Any = function(*(box[number] for number in range(len(inputs))))
     if not (_isbox(value) and value._trace == level):
