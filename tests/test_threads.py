@@ -19,6 +19,8 @@ LEVEL: ContextVar[str] = ContextVar("level", default="none")
 @pytest.fixture(autouse=True)
 def _three() -> Iterator[None]:
     with threadpool_limits(3):
+        if threads.count() != 3:
+            pytest.skip("NumPy's matrix products do not tell how many threads they take")
         yield
 
 

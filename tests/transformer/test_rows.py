@@ -23,6 +23,8 @@ ROWS, TOKENS, PAST = 5, 4, 3
 def _whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(threads, "WORTH", 0)
     with threadpool_limits(2):
+        if threads.count() != 2:
+            pytest.skip("NumPy's matrix products do not tell how many threads they take")
         yield
 
 
