@@ -58,8 +58,11 @@ def require_plain(path: Path, what: str) -> int:
 def fresh_directory(path: Path) -> None:
     """Make an empty directory, whatever a port has left in its place."""
     discard(path)
-    if path.parent.is_symlink() or not path.parent.is_dir():
-        discard(path.parent)
+    parent = path.parent
+    if parent.is_symlink() or (
+        parent.exists() and not parent.is_dir()
+    ):  # one that is missing may come from another thread
+        discard(parent)
     path.mkdir(parents=True)
 
 

@@ -9,9 +9,11 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +329,26 @@ def test_whatever_stands_in_its_place_a_directory_is_made(tmp_path: Path) -> Non
     (tmp_path / "work").symlink_to(target)
     answer_files.fresh_directory(tmp_path / "work/1")
     assert not (tmp_path / "work").is_symlink()
+    answer_files.discard(tmp_path / "work")
+    (tmp_path / "work").touch()
+    answer_files.fresh_directory(tmp_path / "work/1")
+    assert (tmp_path / "work/1").is_dir()
+
+
+def test_directories_of_several_questions_are_made_at_a_time(tmp_path: Path) -> None:
+    """Whichever comes first makes the one that they stand in, and none takes it away from the others."""
+    together = threading.Barrier(4, timeout=30)
+
+    def make(number: int) -> None:
+        for turn in range(300):
+            together.wait()
+            answer_files.fresh_directory(tmp_path / str(turn) / str(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        for one in [pool.submit(make, number) for number in range(4)]:
+            one.result()
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")}
+    assert made == {f"{turn}/{number}" for turn in range(300) for number in range(4)}
 
 
 # ---------------------------------------------------------------- what it starts
