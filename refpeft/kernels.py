@@ -302,14 +302,14 @@ def cross_entropies(
     """The cross entropy of each row, and the gradient of their sum / count, in the place of the logits. A label of −1 does not count."""
 
     def some(rows: slice) -> Numbers:
-        x_, wanted = x[rows], labels[rows]
+        own, wanted = x[rows], labels[rows]
         number, counts = numpy.arange(len(wanted)), wanted >= 0
-        x_ -= x_.max(axis=-1, keepdims=True)
-        shifted = x_[number, wanted]
-        numpy.exp(x_, out=x_)
-        sums = x_.sum(axis=-1)
-        x_ *= (counts / (sums * count)).astype(x.dtype)[:, None]
-        x_[number, wanted] -= (counts / x.dtype.type(count)).astype(x.dtype)
+        own -= own.max(axis=-1, keepdims=True)
+        shifted = own[number, wanted]
+        numpy.exp(own, out=own)
+        sums = own.sum(axis=-1)
+        own *= (counts / (sums * count)).astype(x.dtype)[:, None]
+        own[number, wanted] -= (counts / x.dtype.type(count)).astype(x.dtype)
         losses: Numbers = numpy.where(counts, numpy.log(sums) - shifted, x.dtype.type(0))
         return losses
 

@@ -187,7 +187,7 @@ def _encoder_decoder(
     decoder_mask, past = batch.decoder_attention_mask, None
     if isinstance(prompt, tuple):
         past = prompt
-    decoded = decode(base, config, ids, decoder_mask, past, encoded, mask)
+    decoded = decode(base, config, ids, decoder_mask, past, encoded, mask, use_cache=not batch.loss_alone)
     return replace(
         _language_model(parameters, base, "seq2seq", batch, decoded), encoder_last_hidden_state=encoded
     )
@@ -231,7 +231,7 @@ def encode(
             prompt_embedding.encoder_rows(prompt, config.num_virtual_tokens), embeds
         )
     parameters, own = stack.stack_parameters(base.parameters, "encoder"), base.config.stack("encoder")
-    return stack.forward(parameters, own, embeds, mask, name="encoder").hidden
+    return stack.forward(parameters, own, embeds, mask, given=Given(use_cache=False), name="encoder").hidden
 
 
 def decode(
@@ -244,10 +244,11 @@ def decode(
     encoder_mask: Array | None,
     *,
     cached: int | None = None,
+    use_cache: bool = True,
 ) -> StackOutput:
     """The decoder on its own tokens, behind the prefix or an earlier call's cache, with its eyes on the encoder's states.
 
-    `cached`: how many positions the cache holds, if it is not the prefix's.
+    `cached`: how many positions the cache holds, if it is not the prefix's. `use_cache`: whether keys and values are returned.
 
     `encoded` is (batch, encoder_key, hidden), `encoder_mask` (batch, encoder_key).
 
@@ -263,7 +264,7 @@ def decode(
         parameters, own = stack.stack_parameters(base.parameters, "decoder"), base.config.stack("decoder")
         if cached is None:
             cached = virtual if past is not None else 0
-        given = Given(past=cached, encoded=encoded, encoder_mask=encoder_mask)
+        given = Given(past=cached, encoded=encoded, encoder_mask=encoder_mask, use_cache=use_cache)
         return stack.forward(parameters, own, embeds, decoder_mask, past, given, name="decoder")
 
 

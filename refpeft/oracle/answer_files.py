@@ -58,10 +58,8 @@ def require_plain(path: Path, what: str) -> int:
 def fresh_directory(path: Path) -> None:
     """Make an empty directory, whatever a port has left in its place."""
     discard(path)
-    parent = path.parent
-    if parent.is_symlink() or (
-        parent.exists() and not parent.is_dir()
-    ):  # one that is missing may come from another thread
+    parent = path.parent  # if it is missing, another thread may be making it
+    if parent.is_symlink() or (parent.exists() and not parent.is_dir()):
         discard(parent)
     path.mkdir(parents=True)
 
