@@ -280,6 +280,26 @@ def test_a_trained_language_model_head_has_its_gradient() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("family", "method", "stacks"),
+    [
+        ("gpt2", "prompt", 1),
+        ("gpt2", "prefix", 1),
+        ("bert", "prompt", 1),
+        ("t5", "prompt", 2),
+        ("t5", "prefix", 2),
+    ],
+)
+def test_a_training_step_takes_every_stack_in_threads(family: str, method: str, stacks: int) -> None:
+    """None is asked for its cache, which would have to be differentiated too; a prompt alone is one row."""
+    model = tiny_adapter(tiny_model(family), method)
+    calls, run = counted("transformer.stack.forward")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(steps.KERNELS, "transformer.stack.forward", run)
+        model.value_and_grad(**tiny_question(model, masked=True))
+    assert len(calls) == stacks
+
+
 def test_only_logits_that_count_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_adapter(tiny_model("gpt2"), "prompt", "CAUSAL_LM")
     ids = numpy.arange(14).reshape(2, 7) % model.base.config.vocab_size
