@@ -32,10 +32,8 @@ def _libraries() -> ThreadpoolController:
 def count() -> int:
     """How many threads there are for parts: as many as a matrix product takes (OPENBLAS_NUM_THREADS, or a thread for each core).
 
-    One, while parts are in threads already, and where the library cannot be asked, as Apple's Accelerate.
+    One, while parts are in threads, and where the library cannot be asked, as Apple's Accelerate.
     """
-    if _TAKEN.locked():
-        return 1
     return max((library.num_threads for library in _libraries().lib_controllers), default=1)
 
 

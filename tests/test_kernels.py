@@ -255,6 +255,17 @@ def test_a_model_is_the_same_with_and_without_kernels(name: str, task: str, meth
         assert numpy.abs(given[key] - value).max() <= 1e-12 * scale, key
 
 
+def test_large_logits_do_not_overflow() -> None:
+    logits = numpy.array([[1000.0, 990.0, -1000.0], [-1000.0, -1000.0, -1000.0]], "float32")
+    value, gradients = arrays.value_and_grad(
+        lambda p: ops.cross_entropy(p["logits"], numpy.array([1, 0])), {"logits": logits}
+    )
+    least = numpy.exp(-10.0)
+    assert abs(value - (10 + numpy.log1p(least) + numpy.log(3)) / 2) < 1e-6
+    expected = [[1 / (1 + least), least / (1 + least) - 1, 0], [1 / 3 - 1, 1 / 3, 1 / 3]]
+    assert numpy.abs(gradients["logits"] - numpy.array(expected) / 2).max() < 1e-7
+
+
 def test_a_trained_language_model_head_has_its_gradient() -> None:
     """It is no part of what the loss's kernel differentiates."""
     base = tiny_model("gpt2", tie_word_embeddings=False)
