@@ -272,8 +272,8 @@ def dot_product_attention(
 
 def attend(
     query: Float[Array, "batch heads query head_dim"],
-    key: Float[Array, "batch kv_heads query head_dim"],
-    value: Float[Array, "batch kv_heads query head_dim"],
+    key: Float[Array, "batch kv_heads tokens head_dim"],
+    value: Float[Array, "batch kv_heads tokens head_dim"],
     past: tuple[
         Float[Array, "batch kv_heads virtual head_dim"], Float[Array, "batch kv_heads virtual head_dim"]
     ]

@@ -294,8 +294,10 @@ def _decoder_alone(adapted: Adapted, state: State, fed: Int[Array, "rows fed"]) 
     counted = base.place(
         None if positions is None else positions - cached
     )  # the stack counts them from the past's end
-    decoded = stack.forward(base.parameters, base.config, embeds, mask, past, Given(counted, past=cached))
-    return decoded, cached + embeds.shape[1]
+    queries = embeds.shape[1]
+    first = language_model.first_made(numpy.arange(queries)[None] == queries - 1)
+    given = Given(counted, past=cached, first=first)
+    return stack.forward(base.parameters, base.config, embeds, mask, past, given), cached + queries
 
 
 def _behind_encoder(adapted: Adapted, state: State, fed: Int[Array, "rows fed"]) -> tuple[StackOutput, int]:

@@ -11,7 +11,7 @@ import functools
 from typing import Any, Literal
 
 import numpy
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from refpeft import arrays as np
 from refpeft import ops
@@ -49,6 +49,21 @@ def logits(
     options |= {} if model.logits_scale == 1.0 else {"scale": model.logits_scale}
     options |= {} if model.logits_softcap is None else {"cap": model.logits_softcap}
     return heads.language_model_head(hidden, weight, **options)
+
+
+@accelerated
+def first_made(wanted: Bool[Array, "#batch query"]) -> int:
+    """From which position on the last hidden states are made, if some are wanted and others are not: from 0, so that all are.
+
+    Source: refpeft's own; HF makes all.
+    """
+    return 0
+
+
+@kernel("language_model.first_made")
+def _first_wanted(wanted: Bool[Array, "#batch query"]) -> Any:
+    """From the first that a row wants: for those before it the last layer makes keys and values alone (`Given.first`)."""
+    return int(wanted.any(axis=0).argmax()) if isinstance(wanted, numpy.ndarray) else NotImplemented
 
 
 @accelerated

@@ -57,13 +57,13 @@ def _prompt_once(
         return NotImplemented
     # its mask is of ones; but Falcon tells that from none
     mask = None if attention_mask is None else attention_mask[:1, :virtual]
-    alone = stack.forward(base.parameters, base.config, np.cut(prompt, 0, 1, 0), mask)
+    of_prompt, of_text = Given(first=min(given.first, virtual)), max(given.first - virtual, 0)
+    alone = stack.forward(base.parameters, base.config, np.cut(prompt, 0, 1, 0), mask, None, of_prompt)
     past = tuple(
         (np.broadcast_to(key, (batch, *key.shape[1:])), np.broadcast_to(value, (batch, *value.shape[1:])))
         for key, value in alone.past_key_values
     )
-    behind = stack.forward(
-        base.parameters, base.config, embeds, attention_mask, past, replace(given, past=virtual)
-    )
+    own = replace(given, past=virtual, first=of_text)
+    behind = stack.forward(base.parameters, base.config, embeds, attention_mask, past, own)
     first = np.broadcast_to(alone.hidden, (batch, *alone.hidden.shape[1:]))
     return StackOutput(np.concatenate([first, behind.hidden], axis=1), behind.past_key_values)

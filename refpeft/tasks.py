@@ -165,15 +165,26 @@ def forward(
     prompt = get_prompt(parameters, config, input_ids.shape[0], base)
     if isinstance(prompt, tuple):
         positions = None if config.task_type == "QUESTION_ANS" else position_ids
-        given = Given(positions, types, input_ids, virtual, use_cache=not batch.loss_alone)
+        batch, given = _asked(config, batch, Given(positions, types, input_ids, virtual))
         decoded = stack.forward(base.parameters, base.config, embeds, mask, prompt, given)
     else:
         together = prompt_embedding.prepend(prompt, embeds)
         if labels is not None and config.task_type == "CAUSAL_LM":
             batch = replace(batch, labels=extend_labels(labels, virtual))
-        given = Given(token_type_ids=types, use_cache=not batch.loss_alone)
+        batch, given = _asked(config, batch, Given(token_type_ids=types))
         decoded = shared_prompt.forward(base, together, prompt, embeds, mask, given)
     return _finished(parameters, base, config, batch, decoded)
+
+
+def _asked(config: PromptLearningConfig, batch: Batch, given: Given) -> tuple[Batch, Given]:
+    """Of a loss alone, no cache; of a language model's, the positions alone that predict a label."""
+    if not batch.loss_alone:
+        return batch, given
+    given = replace(given, use_cache=False)
+    if batch.labels is None or config.task_type != "CAUSAL_LM":
+        return batch, given
+    first = language_model.first_made(ops.next_labels(batch.labels) != ops.IGNORE_INDEX)
+    return replace(batch, labels=batch.labels[:, first:]), replace(given, first=first)
 
 
 def _encoder_decoder(

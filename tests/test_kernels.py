@@ -44,7 +44,7 @@ from refpeft.oracle.cases import ask_of
 from refpeft.oracle.questions import GRADIENTS, Arithmetic, Ask
 from refpeft.oracle.vectors import Vector, all_vectors
 from refpeft.peft_model import get_peft_model
-from refpeft.transformer import heads
+from refpeft.transformer import block, heads
 
 Numbers = Any
 EXACT = {"float64": 1e-13, "float32": 3e-5}
@@ -328,6 +328,60 @@ def test_only_logits_that_count_are_made(monkeypatch: pytest.MonkeyPatch) -> Non
     assert max(made) == 2  # 100 logits at once, 43 for each position
 
 
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many positions went through the feed-forward network of each layer, one call after the other."""
+    found: list[int] = []
+    own = block.feed_forward
+
+    def feed_forward(parameters: Any, config: Any, hidden: Any) -> Any:
+        found.append(hidden.shape[1])
+        return own(parameters, config, hidden)
+
+    monkeypatch.setattr(block, "feed_forward", feed_forward)
+    monkeypatch.setattr(threads, "WORTH", 10**9)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "ignored", "expected"),
+    [
+        ("prefix", 0, [7, 7, 7]),  # the first position predicts the second
+        ("prefix", 5, [7, 7, 3]),  # the last two tokens, and the position that predicts the first of them
+        ("prompt", 5, [4, 4, 0, 7, 7, 3]),
+        ("prompt", 0, [4, 4, 1, 7, 7, 7]),  # the last virtual token predicts the first of the text
+        ("prompt", 8, [4, 4, 4, 7, 7, 7]),  # none counts: NaN, as of HF
+    ],
+)
+def test_the_last_layer_queries_where_a_label_counts(
+    fed: list[int], method: str, ignored: int, expected: list[int]
+) -> None:
+    model = tiny_adapter(tiny_model("gpt2"), method, "CAUSAL_LM")
+    ids = numpy.arange(14).reshape(2, 7) % model.base.config.vocab_size
+    labels = numpy.where(numpy.arange(7) < ignored, -100, ids)
+    labels[1, :6] = -100 if ignored else labels[1, :6]  # the first of any row
+    given, gradients = model.value_and_grad(ids, labels)
+    assert fed == expected
+    with steps.kernels():
+        whole, as_read = model.value_and_grad(ids, labels)
+    numpy.testing.assert_allclose(given, whole, rtol=1e-13)
+    for name, value in as_read.items():
+        assert relative_error(gradients[name], value) <= 1e-12
+
+
+def test_the_last_layer_queries_for_the_next_token_alone(fed: list[int]) -> None:
+    """And only its logits are made; with the stages that are recorded, all are."""
+    model = tiny_adapter(tiny_model("gpt2"), "prefix", "CAUSAL_LM")
+    ids = numpy.arange(14).reshape(2, 7) % model.base.config.vocab_size
+    options = {"max_new_tokens": 2, "min_new_tokens": 2, "pad_token_id": 0}
+    given = model.generate(ids, **options)
+    assert fed == [7, 7, 1, 1, 1, 1]
+    with steps.recording() as stages:
+        numpy.testing.assert_array_equal(model.generate(ids, **options), given)
+    assert fed[6:] == [7, 7, 7, 1, 1, 1]
+    assert stages["logits"].shape == (2, 7, model.base.config.vocab_size)
+
+
 def test_a_prompt_goes_through_the_layers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_adapter(tiny_model("gpt2"), "prompt", "CAUSAL_LM")
     ids, widths = numpy.arange(21).reshape(3, 7), []
@@ -389,6 +443,7 @@ def test_kernels_are_named_or_refused() -> None:
         "activations.gelu_new",
         "activations.silu",
         "attention.dot_product_attention",
+        "language_model.first_made",
         "language_model.loss",
         "ops.cross_entropy",
         "ops.layer_norm",

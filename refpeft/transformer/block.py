@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Bool
 
+from refpeft import arrays as np
 from refpeft import attention
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.ops import activation, linear
@@ -38,6 +39,26 @@ class Surroundings(NamedTuple):
     """(batch, encoder_key, hidden): the encoder's last hidden states."""
     cross_visible: Array | None = None
     """(batch, query, encoder_key)."""
+    first: int = 0
+    """Output is wanted from this position on; those before it are seen, and do not query."""
+
+
+def around_queries(around: Surroundings, first: int) -> Surroundings:
+    """What is around a layer whose output is wanted from position `first` on.
+
+    Source: refpeft's own; HF computes all positions of every layer.
+    """
+    bias, seen = around.bias, around.cross_visible
+    return around._replace(
+        visible=around.visible[:, first:],
+        bias=bias if bias is None or bias.shape[2] == 1 else _from(bias, first, axis=2),
+        cross_visible=seen if seen is None else seen[:, first:],
+        first=first,
+    )
+
+
+def _from(x: Array, first: int, *, axis: int) -> Array:
+    return np.cut(x, first, x.shape[axis], axis) if first else x
 
 
 @step(
@@ -191,7 +212,7 @@ def self_attention(
     parameters: Parameters,
     config: ModelConfig,
     layer: int,
-    hidden: Float[Array, "batch query hidden"],
+    hidden: Float[Array, "batch tokens hidden"],
     past: KeyValue | None,
     around: Surroundings,
 ) -> tuple[Float[Array, "batch query hidden"], KeyValue]:
@@ -202,12 +223,13 @@ def self_attention(
     Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2Attention.forward`;
     `models/qwen3/modeling_qwen3.py`, `Qwen3Attention.forward`.
     """
-    query, key, value = projected(parameters, config, "attention", hidden)
+    wanted = _from(hidden, around.first, axis=1)
+    query, key, value = projected(parameters, config, "attention", wanted, hidden)
     if config.query_key_norm:
         query = norms.apply(norms.query_norm, query, parameters, "attention.query_norm", config)
         key = norms.apply(norms.key_norm, key, parameters, "attention.key_norm", config)
     if around.rotation is not None:
-        query = attention.query_rotated(query, *around.rotation)
+        query = attention.query_rotated(query, *(_from(x, around.first, axis=2) for x in around.rotation))
         key = attention.key_rotated(key, *around.rotation)
     options: dict[str, Any] = {"softcap": config.attention_softcap, "bias": around.bias}
     context, present = attention.attend(
@@ -258,7 +280,7 @@ def forward(
     parameters: Parameters,
     config: ModelConfig,
     layer: int,
-    hidden: Float[Array, "batch query hidden"],
+    hidden: Float[Array, "batch tokens hidden"],
     past: KeyValue | None,
     around: Surroundings,
 ) -> tuple[Float[Array, "batch query hidden"], KeyValue]:
@@ -268,11 +290,12 @@ def forward(
     family.
 
     Returns:
-        The hidden states, and the layer's key and value states, the prefix's included.
+        The hidden states from `around.first` on, and the layer's key and value states, the prefix's included.
     """
     p, after = parameters, config.norm_order == "after"
     normed = hidden if after else norms.apply(norms.input_norm, hidden, p, "input_norm", config)
     attention_output, present = self_attention(p, config, layer, normed, past, around)
+    hidden, normed = _from(hidden, around.first, axis=1), _from(normed, around.first, axis=1)
     if config.norm_order == "around":
         attention_output = norms.apply(
             norms.attention_output_norm, attention_output, p, "attention_output_norm", config

@@ -50,6 +50,8 @@ class Given:
     """The mask over them."""
     use_cache: bool = True
     """Whether keys and values are returned."""
+    first: int = 0
+    """From which position on final hidden states are returned: of those before it, the last layer makes keys and values alone."""
 
 
 def stack_parameters(parameters: Parameters, name: Stack) -> Parameters:
@@ -299,6 +301,8 @@ def forward(
             past_of_layer = past_key_values[layer] if past_key_values else None
             rotation = turned[config.rotary[layer]] if config.rotary else None
             around = Surroundings(visible[layer], rotation, bias, given.encoded, crossing)
+            if given.first and layer == config.num_layers - 1:
+                around = block.around_queries(around, given.first)
             with scope(layer=layer):
                 own = layer_parameters(parameters, layer)
                 hidden, present = block.forward(own, config, layer, hidden, past_of_layer, around)

@@ -105,23 +105,29 @@ class Refpeft:
         widths = {width for own in layers for value in own.values() for width in value.shape}
         states = {width: random.random((rows * tokens, width), "float32") for width in widths}
 
-        def through(rows: int, tokens: int, keys: int) -> None:
+        def through(rows: int, tokens: int, keys: int, wanted: int) -> None:
+            """`wanted`: for how many positions of each row the last layer makes more than keys and values."""
             for layer, own in enumerate(layers):
+                queries = wanted if layer == len(layers) - 1 else tokens
                 for name, weight in own.items():
-                    states[weight.shape[1]][: rows * tokens] @ weight.T
-                    if layer or not name.endswith(("query.weight", "key.weight", "value.weight")):
-                        states[weight.shape[0]][: rows * tokens] @ weight
-                self._attention(rows, tokens, keys)
+                    of_keys = name.endswith(("key.weight", "value.weight"))
+                    count = rows * (tokens if of_keys else queries)
+                    states[weight.shape[1]][:count] @ weight.T
+                    if layer or not (of_keys or name.endswith("query.weight")):
+                        states[weight.shape[0]][:count] @ weight
+                self._attention(rows, queries, keys)
 
         head = parameters["head.weight"]
-        counted = rows * (tokens if job["labels"] == "all" else LAST)
+        everywhere = job["labels"] == "all"
+        counted = rows * (tokens if everywhere else LAST)
         pieces = -(-counted * len(head) // language_model.AT_ONCE)
 
         def run() -> float:
             if job["method"] == "prompt":
-                through(1, virtual, virtual)
+                through(1, virtual, virtual, int(everywhere))
+            wanted = tokens if everywhere else LAST + 1  # the first label that counts is predicted before it
             parts = threads.parts(rows, states[head.shape[1]].size)
-            threads.each(lambda part: through(part.stop - part.start, tokens, virtual + tokens), parts)
+            threads.each(lambda part: through(part.stop - part.start, tokens, virtual + tokens, wanted), parts)
             for piece in numpy.array_split(states[head.shape[1]][:counted], pieces):
                 (piece @ head.T) @ head
             return 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -396,3 +397,35 @@ def test_the_methods_of_every_family_are_those_of_its_kind() -> None:
         base = made(name)
         for task in tasks_of(base.config.family):
             assert isinstance(tiny_adapter(base, "prompt", task).config, PromptTuningConfig)
+
+
+# ---------------------------------------------------------------- where not all of it is wanted
+
+
+@pytest.mark.parametrize("first", [1, 3, 5])
+@pytest.mark.parametrize("past", [0, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_hidden_states_from_a_position_on_are_those_of_all(name: str, past: int, first: int) -> None:
+    """The last layer's own keys and values are whole; from behind the last position on there are no hidden states."""
+    base, tokens = made(name), 5
+    for which in ("encoder", "decoder") if base.config.kind == "encoder_decoder" else (None,):
+        own: BaseModel = base
+        if which is not None:
+            own = BaseModel(base.config.stack(which), stack.stack_parameters(base.parameters, which))
+        config, ids = own.config, RANDOM.integers(3, own.config.vocab_size, (2, tokens))
+        embeds = RANDOM.normal(size=(2, tokens, config.embedding_width))
+        shape = (2, config.num_key_value_heads, past, config.head_dim)
+        before = tuple((RANDOM.normal(size=shape), RANDOM.normal(size=shape)) for _ in range(config.num_layers))
+        mask = numpy.ones((2, past + tokens), numpy.int64)
+        mask[0, past] = mask[1, -1] = 0
+        encoded = RANDOM.normal(size=(2, 4, config.hidden_size)) if which == "decoder" else None
+        seen = None if encoded is None else numpy.array([[1, 1, 0, 1], [0, 1, 1, 1]])
+        around = Given(input_ids=ids, encoded=encoded, encoder_mask=seen)
+        arguments = (own.parameters, config, embeds, mask, before if past else None)
+        whole = stack.forward(*arguments, around, which)
+        cut = stack.forward(*arguments, replace(around, first=first), which)
+        assert cut.hidden.shape == (2, tokens - first, whole.hidden.shape[2])
+        assert numpy.abs(cut.hidden - whole.hidden[:, first:]).max(initial=0.0) <= 1e-13
+        for given, expected in zip(cut.past_key_values, whole.past_key_values, strict=True):
+            for half, other in zip(given, expected, strict=True):
+                numpy.testing.assert_allclose(half, other, rtol=0, atol=1e-14)
