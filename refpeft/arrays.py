@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import autograd.numpy as _traced
 import numpy as _numpy
-from autograd.core import VJPNode, backward_pass
+from autograd.core import VJPNode, add_outgrads
 from autograd.extend import VSpace, defvjp, defvjp_argnums
 from autograd.extend import primitive as _primitive
 from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.tracer import getval as _getval
 from autograd.tracer import isbox as _isbox
 from autograd.tracer import new_box, trace_stack
+from autograd.util import toposort
 
 from refpeft import error_function as _error_function
 
@@ -75,6 +76,7 @@ matmul: Callable[[Array, Array], Array] = (
 swapaxes: Callable[[Array, int, int], Array] = _traced.swapaxes
 
 # ---------------------------------------------------------------- primitives with their own gradients
+# A gradient that needs a shape alone binds it (`own=x.shape`), so that the array need not live until the backward pass.
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -166,7 +168,7 @@ def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
     return _numpy.broadcast_to(x, tuple(shape))
 
 
-defvjp(broadcast_to, lambda ans, x, shape: lambda g: _summed_to(g, x.shape))
+defvjp(broadcast_to, lambda ans, x, shape: lambda g, own=x.shape: _summed_to(g, own))
 
 
 @primitive
@@ -189,7 +191,7 @@ def reshape(x: Array, shape: Sequence[int]) -> Array:
     return _numpy.reshape(x, tuple(shape))
 
 
-defvjp(reshape, lambda ans, x, shape: lambda g: _numpy.reshape(g, x.shape))
+defvjp(reshape, lambda ans, x, shape: lambda g, own=x.shape: _numpy.reshape(g, own))
 
 
 @primitive
@@ -234,7 +236,7 @@ def cut(x: Array, start: int, stop: int, axis: int) -> Array:
 
 def _cut_gradient(ans: Array, x: Array, start: int, stop: int, axis: int) -> Callable[[Array], Array]:
     def zeros(count: int, g: Array) -> Array:
-        shape = tuple(count if a == axis % x.ndim else n for a, n in enumerate(x.shape))
+        shape = tuple(count if a == axis % g.ndim else n for a, n in enumerate(g.shape))
         return full(shape, 0, g.dtype, like=g)
 
     after = x.shape[axis] - start - ans.shape[axis]
@@ -399,12 +401,25 @@ def level() -> AbstractContextManager[int]:
 def vjp(
     function: Callable[..., Array], inputs: Sequence[Array], level: int
 ) -> tuple[Array, Callable[[Array], Sequence[Array]]]:
-    """A function's value, and what turns its gradient into that of each input, of any shape; `level` is what `level()` gave."""
+    """A function's value, and what turns its gradient, once, into that of each input, of any shape; `level` is what `level()` gave."""
     box: Any = new_box(tuple(inputs), level, VJPNode.new_root())
     value: Any = function(*(box[number] for number in range(len(inputs))))
     if not (_isbox(value) and value._trace == level):
         return value, lambda g: [_numpy.zeros_like(_getval(x)) for x in inputs]
-    return value._value, lambda g: backward_pass(g, value._node)
+    end = value._node
+    return value._value, lambda g: _backward(g, end)
+
+
+def _backward(gradient: Array, end: Any) -> Sequence[Array]:
+    """The backward pass of autograd, which lets go of what each operation kept for its gradient as soon as that is taken."""
+    gradients = {end: (gradient, False)}
+    for node in toposort(end):
+        taken, _ = gradients.pop(node)
+        found = node.vjp(taken)
+        for parent, part in zip(node.parents, found, strict=True):
+            gradients[parent] = add_outgrads(gradients.get(parent), part)
+        node.vjp = None
+    return cast("Sequence[Array]", taken)
 
 
 # ---------------------------------------------------------------- foreign arrays

@@ -24,7 +24,7 @@ from refpeft.transformer.weights import HEAD, BaseModel
 
 TRAINED = "base_model."
 """What stands before HF's name of a head that is trained with the virtual tokens."""
-AT_ONCE = 1 << 24
+AT_ONCE = 1 << 23
 """So many logits exist at a time while the kernel computes a loss."""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -230,6 +232,58 @@ def test_gradients_are_asked_for_by_boxes_and_kernels_serve_plain_arrays() -> No
     assert not np.is_plain(IDS)
     assert not np.is_plain(None)
     assert not np.is_plain(Foreign(x), x)
+
+
+def test_what_an_operation_kept_lives_until_its_gradient_is_taken() -> None:
+    """So that a backward pass needs less and less memory."""
+    first, second = sample(), sample() + 1.0
+    kept = [weakref.ref(first), weakref.ref(second)]
+
+    def look(g: Any, alive: tuple[bool, bool]) -> Any:
+        assert tuple(array() is not None for array in kept) == alive
+        return g
+
+    def function(x: Any, first: Any = first, second: Any = second) -> Any:
+        y = np.with_gradient(np.value_of(x), lambda g: (look(g, (True, False)) * first,), x)
+        return np.with_gradient(np.value_of(y), lambda g: (look(g, (True, True)) * second,), y)
+
+    with np.level() as level:
+        _, back = np.vjp(function, [sample()], level)
+    expected = first * second
+    del first, second, function
+    gc.collect()
+    numpy.testing.assert_array_equal(back(numpy.ones((2, 3, 4)))[0], expected)
+    assert back is not None
+    assert [array() for array in kept] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: np.reshape(x, (6, 4)),
+        lambda x: np.broadcast_to(x, (5, 2, 3, 4)),
+        lambda x: np.cut(x, 1, 2, 1),
+        lambda x: np.transpose(x, (2, 0, 1)),
+        lambda x: np.swapaxes(x, 0, 1),
+        lambda x: np.concatenate([x, x], axis=0),
+    ],
+    ids=["reshape", "broadcast_to", "cut", "transpose", "swapaxes", "concatenate"],
+)
+def test_a_gradient_that_needs_a_shape_keeps_no_array(function: Callable[[Any], Any]) -> None:
+    kept: list[Any] = []
+
+    def moved(x: Any) -> Any:
+        answer = np.value_of(x) * 1.0
+        kept.append(weakref.ref(answer))
+        return function(np.with_gradient(answer, lambda g: (g,), x))
+
+    with np.level() as level:
+        value, back = np.vjp(moved, [sample()], level)
+    shape = value.shape
+    del value
+    gc.collect()
+    assert kept[0]() is None
+    assert back(numpy.ones(shape))[0].shape == (2, 3, 4)
 
 
 def test_a_gradient_may_be_of_some_of_several_inputs() -> None:

@@ -21,13 +21,14 @@ AXES = {"rows": (8, 16, 32), "tokens": (128, 256, 512), "virtual": (128, 256, 51
 def operations(method: str, rows: int, tokens: int, virtual: int, layers: int) -> float:
     """Of a training step's products, labels everywhere: forwards, and backwards to the inputs alone, for weights are frozen.
 
-    A prompt goes through the layers once for all rows. The first layer has no gradient of its queries, keys and values in the
-    text, nor of anything but its prefix.
+    A prompt goes through the layers once for all rows, and makes keys and values alone in the last one. The first layer has no
+    gradient of its queries, keys and values in the text, nor of anything but its prefix.
     """
     weights = 4 * WIDTH * WIDTH + 2 * WIDTH * INNER
     own = virtual if method == "prompt" else 0
-    affine = 2 * (rows * tokens + own) * weights * layers
-    scores = 2 * 2 * rows * tokens * (tokens + virtual) * WIDTH * layers + 2 * 2 * own * own * WIDTH * layers
+    of_prompt = own * (weights * (layers - 1) + 2 * WIDTH * WIDTH)
+    affine = 2 * (rows * tokens * weights * layers + of_prompt)
+    scores = 2 * 2 * WIDTH * (rows * tokens * (tokens + virtual) * layers + own * own * (layers - 1))
     head = 2 * rows * tokens * WIDTH * VOCABULARY
     unneeded = 2 * rows * tokens * 3 * WIDTH * WIDTH
     return 2 * affine + 3 * scores + 2 * head - unneeded

@@ -127,7 +127,9 @@ class Refpeft:
                 through(1, virtual, virtual, int(everywhere))
             wanted = tokens if everywhere else LAST + 1  # the first label that counts is predicted before it
             parts = threads.parts(rows, states[head.shape[1]].size)
-            threads.each(lambda part: through(part.stop - part.start, tokens, virtual + tokens, wanted), parts)
+            threads.each(
+                lambda part: through(part.stop - part.start, tokens, virtual + tokens, wanted), parts
+            )
             for piece in numpy.array_split(states[head.shape[1]][:counted], pieces):
                 (piece @ head.T) @ head
             return 0.0

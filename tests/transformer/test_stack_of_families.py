@@ -415,7 +415,9 @@ def test_hidden_states_from_a_position_on_are_those_of_all(name: str, past: int,
         config, ids = own.config, RANDOM.integers(3, own.config.vocab_size, (2, tokens))
         embeds = RANDOM.normal(size=(2, tokens, config.embedding_width))
         shape = (2, config.num_key_value_heads, past, config.head_dim)
-        before = tuple((RANDOM.normal(size=shape), RANDOM.normal(size=shape)) for _ in range(config.num_layers))
+        before = tuple(
+            (RANDOM.normal(size=shape), RANDOM.normal(size=shape)) for _ in range(config.num_layers)
+        )
         mask = numpy.ones((2, past + tokens), numpy.int64)
         mask[0, past] = mask[1, -1] = 0
         encoded = RANDOM.normal(size=(2, 4, config.hidden_size)) if which == "decoder" else None
