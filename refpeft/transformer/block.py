@@ -193,7 +193,7 @@ def _weight_and_bias(parameters: Parameters, name: str) -> tuple[Array, Array | 
 def projected(
     parameters: Parameters, config: ModelConfig, kind: str, hidden: Array, other: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """Queries of `hidden`, keys and values of `other` (cross-attention) or of `hidden` itself, split into heads.
+    """Queries of `hidden`, keys and values of `other` (the encoder's, or more positions) or of `hidden` itself, split into heads.
 
     Of `hidden` (batch, query, hidden): (batch, heads, query, head_dim), and keys and values (batch, kv_heads, key,
     head_dim).

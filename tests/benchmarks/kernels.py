@@ -1,56 +1,103 @@
-"""What each kernel gains: a step with all kernels beside the same step without one of them, taking turns in one process."""
+"""What each kernel gains: a job with all kernels beside the same job without one of them, in turns, in one process.
+
+Times are pairs, one right after the other, for a shared machine changes its speed within seconds; memory is that of the arrays
+which a job makes, at its peak. A kernel is listed where it is called at all.
+"""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from common import SHAPES, make_base
 
+_STEP = {"do": "step", "virtual": 20, "rows": 8, "tokens": 64}
 JOBS: dict[str, dict[str, Any]] = {
-    "step prompt labels=last": {"do": "step", "method": "prompt", "virtual": 20, "labels": "last", "rows": 8, "tokens": 64},
-    "step prefix labels=all": {"do": "step", "method": "prefix", "virtual": 20, "labels": "all", "rows": 8, "tokens": 64},
+    "step prompt labels=last": {**_STEP, "method": "prompt", "labels": "last"},
+    "step prefix labels=all": {**_STEP, "method": "prefix", "labels": "all"},
     "generate prefix": {"do": "generate", "method": "prefix", "virtual": 20, "rows": 4, "tokens": 16, "new": 16},
+    "logits and loss": {**_STEP, "do": "losses", "method": "prefix", "labels": "all"},
 }  # fmt: skip
+SOME = {"gpt2, gelu": ["step prefix labels=all"]}
+"""Of a GPT-2 whose activation is exact, that kernel alone is of interest."""
 
 
 def run(repeat: int) -> list[dict[str, Any]]:
-    """For each kernel, how much longer each job takes without it; gelu is that of a GPT-2 whose activation is exact."""
+    """For each kernel that a job calls, how much longer the job takes without it, and how much more memory."""
     import worker
 
     from refpeft import steps
 
     rows = []
-    print("| shape | job | with all, s | " + "without → times as long |\n|---|---|---|---|")
+    print("| shape | job | without | times as long | times the memory |\n|---|---|---|---|---|")
     shapes = {**SHAPES, "gpt2, gelu": {**SHAPES["gpt2"], "activation_function": "gelu"}}
     with tempfile.TemporaryDirectory() as directory:
         for shape, options in shapes.items():
             side = worker.Refpeft(str(make_base(options, Path(directory) / shape)), "cpu")
-            for name, job in JOBS.items():
-                times = _times(getattr(side, job["do"])(job), steps, repeat)
-                whole = times.pop("")
-                ratios = {kernel: seconds / whole for kernel, seconds in times.items()}
-                rows.append({"shape": shape, "job": name, "seconds": whole, "without": ratios})
-                shown = ", ".join(f"{kernel} {ratio:.2f}" for kernel, ratio in ratios.items())
-                print(f"| {shape} | {name} | {whole:.3f} | {shown} |", flush=True)
+            for name in SOME.get(shape, list(JOBS)):
+                job = getattr(side, JOBS[name]["do"])(JOBS[name])
+                called = _called(job, steps)
+                chosen = [kernel for kernel in called if shape in SHAPES or kernel == "activations.gelu"]
+                for without in [*([called] if shape in SHAPES else []), *([kernel] for kernel in chosen)]:
+                    others = [kernel for kernel in steps.KERNELS if kernel not in without]
+                    row = {
+                        "shape": shape,
+                        "job": name,
+                        "without": without,
+                        **_gain(job, steps, others, repeat),
+                    }
+                    rows.append(row)
+                    shown = "all of them" if without is called else without[0]
+                    print(
+                        f"| {shape} | {name} | {shown} | {row['time']:.2f} | {row['memory']:.2f} |",
+                        flush=True,
+                    )
     return rows
 
 
-def _times(job: Any, steps: Any, repeat: int) -> dict[str, float]:
-    """Median seconds with all kernels (the empty name), with none, and without each."""
-    everything = tuple(steps.KERNELS)
-    choices: dict[str, Sequence[str]] = {"": everything, "all of them": ()}
-    choices |= {kernel: [other for other in everything if other != kernel] for kernel in everything}
-    times: dict[str, list[float]] = {name: [] for name in choices}
-    for turn in range(repeat + 1):
-        for name, kernels in choices.items():
+def _called(job: Callable[[], Any], steps: Any) -> list[str]:
+    """The kernels that serve the job, in the order of their table."""
+    called, own = set(), dict(steps.KERNELS)
+
+    def counted(name: str) -> Callable[..., Any]:
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            result = own[name](*args, **kwargs)
+            if result is not NotImplemented:
+                called.add(name)
+            return result
+
+        return kernel
+
+    steps.KERNELS.update({name: counted(name) for name in own})
+    try:
+        job()
+    finally:
+        steps.KERNELS.update(own)
+    return [name for name in own if name in called]
+
+
+def _gain(job: Callable[[], Any], steps: Any, others: Sequence[str], repeat: int) -> dict[str, float]:
+    """Time and memory of the job with the other kernels alone, over those with all: medians of pairs; memory once."""
+    choices = {"all": tuple(steps.KERNELS), "others": tuple(others)}
+    peaks, ratios = {}, []
+    for name, kernels in choices.items():
+        with steps.kernels(*kernels):
+            job()
+            tracemalloc.start(1)
+            job()
+            peaks[name] = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+    for turn in range(repeat):
+        seconds = {}
+        for name, kernels in list(choices.items())[:: -1 if turn % 2 else 1]:
             with steps.kernels(*kernels):
                 start = time.perf_counter()
                 job()
-                if turn:  # the first warms up
-                    times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
+                seconds[name] = time.perf_counter() - start
+        ratios.append(seconds["others"] / seconds["all"])
+    return {"time": statistics.median(ratios), "memory": peaks["others"] / peaks["all"]}

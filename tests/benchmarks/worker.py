@@ -81,6 +81,12 @@ class Refpeft:
         model, given = self.model(job), batch(self.base.config.vocab_size, job["rows"], job["tokens"], "all")
         return lambda: float(numpy.abs(model(input_ids=given["input_ids"]).logits[:, -1]).mean())
 
+    def losses(self, job: dict[str, Any]) -> Job:
+        """Logits and the loss of them, as a user asks for both."""
+        model = self.model(job)
+        given = batch(self.base.config.vocab_size, job["rows"], job["tokens"], job["labels"])
+        return lambda: float(model(**given).loss)
+
     def generate(self, job: dict[str, Any]) -> Job:
         model, given = self.model(job), batch(self.base.config.vocab_size, job["rows"], job["tokens"], "all")
         options = {"max_new_tokens": job["new"], "min_new_tokens": job["new"], "pad_token_id": 0}
