@@ -275,7 +275,7 @@ def attend(
     key: Float[Array, "batch kv_heads tokens head_dim"],
     value: Float[Array, "batch kv_heads tokens head_dim"],
     past: tuple[
-        Float[Array, "batch kv_heads virtual head_dim"], Float[Array, "batch kv_heads virtual head_dim"]
+        Float[Array, "#batch kv_heads virtual head_dim"], Float[Array, "#batch kv_heads virtual head_dim"]
     ]
     | None,
     visible: Bool[Array, "batch query key"],
@@ -289,7 +289,7 @@ def attend(
 
         context = softmax(scale · q · [prefix_key ; key]ᵀ + mask) · [prefix_value ; value]
 
-    `options` are those of `scores`: a softcap, a bias.
+    A past of one row is every row's. `options` are those of `scores`: a softcap, a bias.
 
     Source: transformers 5.23.0 `models/gpt2/modeling_gpt2.py`, `GPT2Attention.forward`; `cache_utils.py`,
     `DynamicLayer.update`.
@@ -297,7 +297,12 @@ def attend(
     Returns:
         The context (batch, query, heads · head_dim), and the key and value states: the cache for the next token.
     """
-    all_keys = key_states(past[0] if past else None, key)
-    all_values = value_states(past[1] if past else None, value)
+    all_keys = key_states(_of_every_row(past[0], key) if past else None, key)
+    all_values = value_states(_of_every_row(past[1], value) if past else None, value)
     mixed = dot_product_attention(query, all_keys, all_values, visible, scale, **options)
     return mixed, (all_keys, all_values)
+
+
+def _of_every_row(past: Array, own: Array) -> Array:
+    batch = own.shape[0]
+    return past if past.shape[0] == batch else np.broadcast_to(past, (batch, *past.shape[1:]))

@@ -25,7 +25,7 @@ from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.generation_config import GenerationConfig, as_generation_config
 from refpeft.steps import step, unrecorded
-from refpeft.tasks import decode, encode, get_prompt, text_inputs
+from refpeft.tasks import decode, encode, get_prompt, prompt_before, text_inputs
 from refpeft.transformer import stack
 from refpeft.transformer.block import KeyValue
 from refpeft.transformer.stack import Given, StackOutput
@@ -286,7 +286,7 @@ def _decoder_alone(adapted: Adapted, state: State, fed: Int[Array, "rows fed"]) 
     assert state.position_ids is not None  # noqa: S101  (`begin` made them)
     positions = step_position_ids(state.position_ids, fed.shape[1], virtual, adapted.prefix)
     if past is None:
-        prompt = get_prompt(parameters, config, len(fed), base)
+        prompt = prompt_before(parameters, config, len(fed), base)
         if isinstance(prompt, tuple):
             past, cached = prompt, virtual
         else:
@@ -305,7 +305,7 @@ def _behind_encoder(adapted: Adapted, state: State, fed: Int[Array, "rows fed"])
     parameters, base, config = adapted
     past, cached = state.past_key_values, state.cached
     if past is None and adapted.prefix:
-        prompt = get_prompt(parameters, config, len(fed), base)
+        prompt = prompt_before(parameters, config, len(fed), base)
         assert isinstance(prompt, tuple)  # noqa: S101  (a prefix)
         past, cached = prompt, config.num_virtual_tokens
     assert state.encoded is not None  # noqa: S101  (`begin` made it)

@@ -59,11 +59,22 @@ def _prompt_once(
     mask = None if attention_mask is None else attention_mask[:1, :virtual]
     of_prompt, of_text = Given(first=min(given.first, virtual)), max(given.first - virtual, 0)
     alone = stack.forward(base.parameters, base.config, np.cut(prompt, 0, 1, 0), mask, None, of_prompt)
-    past = tuple(
-        (np.broadcast_to(key, (batch, *key.shape[1:])), np.broadcast_to(value, (batch, *value.shape[1:])))
-        for key, value in alone.past_key_values
-    )
     own = replace(given, past=virtual, first=of_text)
-    behind = stack.forward(base.parameters, base.config, embeds, attention_mask, past, own)
+    behind = stack.forward(base.parameters, base.config, embeds, attention_mask, alone.past_key_values, own)
     first = np.broadcast_to(alone.hidden, (batch, *alone.hidden.shape[1:]))
     return StackOutput(np.concatenate([first, behind.hidden], axis=1), behind.past_key_values)
+
+
+@accelerated
+def prefix_copies(batch_size: int) -> int:
+    """How many equal copies of a prefix stand before a batch: one for each row.
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.get_prompt`.
+    """
+    return batch_size
+
+
+@kernel("shared_prompt.prefix_copies")
+def _one_for_all(batch_size: int) -> Any:
+    """One, which is every row's (`refpeft.attention.attend`): its gradient is added up layer by layer, not for each row."""
+    return 1

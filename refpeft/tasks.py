@@ -137,6 +137,18 @@ def get_prompt(
     return prompt_embedding.forward(parameters, batch_size)
 
 
+def prompt_before(
+    parameters: Parameters, config: PromptLearningConfig, batch_size: int, base: BaseModel
+) -> Array | tuple[KeyValue, ...]:
+    """`get_prompt` for a stack: a prefix in as many copies as `shared_prompt.prefix_copies` says.
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.get_prompt`.
+    """
+    if isinstance(config, PrefixTuningConfig):
+        batch_size = shared_prompt.prefix_copies(batch_size)
+    return get_prompt(parameters, config, batch_size, base)
+
+
 def forward(
     parameters: Parameters,
     base: BaseModel,
@@ -162,7 +174,7 @@ def forward(
     rows = 0 if isinstance(config, PrefixTuningConfig) else virtual
     types = batch.token_type_ids if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else None
     types = None if types is None else extend_token_types(types, rows)
-    prompt = get_prompt(parameters, config, input_ids.shape[0], base)
+    prompt = prompt_before(parameters, config, input_ids.shape[0], base)
     if isinstance(prompt, tuple):
         positions = None if config.task_type == "QUESTION_ANS" else position_ids
         batch, given = _asked(config, batch, Given(positions, types, input_ids, virtual))
@@ -192,7 +204,7 @@ def _encoder_decoder(
 ) -> Output:
     """SEQ_2_SEQ_LM."""
     embeds, mask = text_inputs(base, config, batch.input_ids, batch.attention_mask)
-    prompt = get_prompt(parameters, config, batch.input_ids.shape[0], base)
+    prompt = prompt_before(parameters, config, batch.input_ids.shape[0], base)
     encoded = encode(base, config, prompt, embeds, mask)
     ids = _decoder_ids(base, config, batch)
     decoder_mask, past = batch.decoder_attention_mask, None

@@ -369,6 +369,32 @@ def test_the_last_layer_queries_where_a_label_counts(
         assert relative_error(gradients[name], value) <= 1e-12
 
 
+@pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_2_SEQ_LM"])
+def test_a_prefix_is_one_for_all_rows(monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    """In a call, a step and in generation; whoever asks for it gets one for each row, and so does who looks inside."""
+    family = {"CAUSAL_LM": "gpt2", "SEQ_2_SEQ_LM": "t5"}[task]
+    model = tiny_adapter(tiny_model(family), "prefix", task)
+    inputs, copies = tiny_question(model, masked=True), []
+    own = tasks.get_prompt
+
+    def get_prompt(*args: Any) -> Any:
+        prompt = own(*args)
+        copies.append(prompt[0][0].shape[0])
+        return prompt
+
+    monkeypatch.setattr(tasks, "get_prompt", get_prompt)
+    output = model(**inputs)
+    model.value_and_grad(**inputs)
+    model.generate(ids := inputs["input_ids"], numpy.ones_like(ids), max_new_tokens=1, pad_token_id=0)
+    assert copies == [1, 1, 1]
+    assert {half.shape[0] for pair in output.past_key_values for half in pair} == {2}
+    assert model.get_prompt(2)[0][0].shape[0] == 2
+    with steps.recording() as stages:
+        model(**inputs)
+    assert copies == [1, 1, 1, 2]
+    assert stages["prefix.layers.0.key"].shape[0] == 2
+
+
 def test_the_last_layer_queries_for_the_next_token_alone(fed: list[int]) -> None:
     """And only its logits are made; with the stages that are recorded, all are."""
     model = tiny_adapter(tiny_model("gpt2"), "prefix", "CAUSAL_LM")
@@ -450,6 +476,7 @@ def test_kernels_are_named_or_refused() -> None:
         "ops.linear",
         "ops.rms_norm",
         "shared_prompt.forward",
+        "shared_prompt.prefix_copies",
         "token_scores.largest",
         "transformer.stack.forward",
     ]

@@ -6,7 +6,9 @@ gradients need. Of matrix products alone NumPy's own threads are as fast; activa
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -63,7 +65,7 @@ def _rows_in_threads(
 
         return run
 
-    cuts = [[_cut(np.value_of(x), rows) for x in inputs] for rows in parts]
+    cuts = [[_own(np.value_of(x), rows) for x in inputs] for rows in parts]
     work = list(zip(map(of, parts), cuts, strict=True))
     if not traced:
         return _together(threads.each(lambda one: one[0](*one[1]), work))
@@ -74,7 +76,8 @@ def _rows_in_threads(
         found = threads.each(
             lambda one: one[1](g[one[0]]), [(rows, b) for rows, (_, b) in zip(parts, begun, strict=True)]
         )
-        return [np.concatenate(halves, axis=0) for halves in zip(*found, strict=True)]
+        every = [np.value_of(inputs[number]).shape[0] == 1 for number in traced]
+        return [_added(of, shared=one) for of, one in zip(zip(*found, strict=True), every, strict=True)]
 
     hidden = np.concatenate([value for value, _ in begun], axis=0)
     return StackOutput(np.with_gradient(hidden, back, *(inputs[number] for number in traced)), ())
@@ -82,6 +85,16 @@ def _rows_in_threads(
 
 def _cut(x: Any, rows: slice) -> Any:
     return None if x is None else x[rows]
+
+
+def _own(x: Any, rows: slice) -> Any:
+    """What these rows have of an input; a past of one row is every row's."""
+    return x if x is None or len(x) == 1 else x[rows]
+
+
+def _added(parts: Sequence[Array], *, shared: bool) -> Array:
+    """The gradient of an input from those of each part of the rows."""
+    return functools.reduce(operator.add, parts) if shared else np.concatenate(parts, axis=0)
 
 
 def _begun(run: Rows, values: Sequence[Any], traced: Sequence[int], level: int) -> Any:

@@ -119,6 +119,42 @@ def test_gradients(parts: list[int], use_cache: bool) -> None:
     assert same([given[0], *given[1].values()], [expected[0], *expected[1].values()])
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_past_of_one_row_is_every_rows(parts: list[int], gradients: bool) -> None:
+    base = tiny_model("llama")
+    embeds, mask, past = arguments(base)
+    one = {f"{layer}.{half}": pair[half][:1] for layer, pair in enumerate(past) for half in (0, 1)}
+
+    def function(copies: int) -> Any:
+        def run(given: Any) -> Any:
+            pairs = tuple(
+                tuple(
+                    np.broadcast_to(given[f"{layer}.{half}"], (copies, *one["0.0"].shape[1:]))
+                    for half in (0, 1)
+                )
+                for layer in range(base.config.num_layers)
+            )
+            output = stack.forward(
+                base.parameters, base.config, embeds, mask, pairs, Given(use_cache=not gradients)
+            )
+            return np.sum(np.sin(output.hidden)) if gradients else output
+
+        return run
+
+    found = []
+    for copies in (1, ROWS):
+        if gradients:
+            value, slopes = np.value_and_grad(function(copies), one)
+            assert {name: slope.shape for name, slope in slopes.items()} == dict.fromkeys(
+                one, one["0.0"].shape
+            )
+            found.append([value, *slopes.values()])
+        else:
+            found.append(numbers(function(copies)(one)))
+    assert same(*found)
+    assert sorted(parts) == [2, 2, 3, 3]
+
+
 def test_a_base_that_is_trained_is_left_to_the_definition(parts: list[int]) -> None:
     base = tiny_model("gpt2")
     name = "layers.1.mlp.up.weight"
