@@ -1,7 +1,8 @@
 """How time and memory grow, and how near a step is to the products that it must do.
 
-The model is a GPT-2 of 6 layers and width 512 unless its axis is drawn out. Theory: the floating-point operations of the
-products, counted from the sizes; an exponent is the slope of a line through the logarithms of size and time (or operations).
+The model is a GPT-2 of 6 layers and width 512 unless its axis is drawn out. An exponent is the slope of a line through the
+logarithms of size and time: of a step, of its matrix products alone (`products`), and of their floating-point operations, counted
+from the sizes. The floor is those operations at the speed of a large product in the same run.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def run(repeat: int) -> list[dict[str, Any]]:
     """Exponents of each axis, and the share of the products in a step."""
     rows = []
     print(
-        "| axis | method | sizes | seconds | exponent | of the products | GB | share of the floor |\n|---|---|---|---|---|---|---|---|"
+        "| axis | method | sizes | seconds | exponent | of its products | of operations | GB | share of the floor | of its products |\n"
+        f"|{'---|' * 10}"
     )
     with tempfile.TemporaryDirectory() as directory:
         for axis, sizes in AXES.items():
@@ -57,13 +59,19 @@ def run(repeat: int) -> list[dict[str, Any]]:
                 shown = " | ".join(
                     ", ".join(f"{value:.3g}" for value in row[key]) for key in ("sizes", "seconds")
                 )
-                memory, shares = (", ".join(f"{x:.2f}" for x in row[key]) for key in ("gigabytes", "shares"))
-                print(f"| {axis} | {method} | {shown} | {row['exponent']:.2f} | {row['theory']:.2f} | {memory} | {shares} |", flush=True)  # fmt: skip
+                exponents = " | ".join(
+                    f"{row[key]:.2f}" for key in ("exponent", "of products", "of operations")
+                )
+                ends = " | ".join(
+                    ", ".join(f"{value:.2f}" for value in row[key])
+                    for key in ("gigabytes", "floor", "share of products")
+                )
+                print(f"| {axis} | {method} | {shown} | {exponents} | {ends} |", flush=True)
     return rows
 
 
 def _grown(axis: str, sizes: tuple[int, ...], method: str, repeat: int, directory: Path) -> dict[str, Any]:
-    seconds, counts, memory, shares = [], [], [], []
+    seconds, alone, counts, memory, floors = [], [], [], [], []
     for size in sizes:
         layers = size if axis == "layers" else LAYERS
         told = {
@@ -85,16 +93,19 @@ def _grown(axis: str, sizes: tuple[int, ...], method: str, repeat: int, director
             make_base({"model_type": "gpt2", **options}, base)
         with workers(base, ("refpeft",)) as started:
             product = {"do": "matrix_product", "rows": 512, "inner": 2048, "columns": 2048}
-            jobs = {"step": (started["refpeft"], told)}
-            found = in_turns(jobs, repeat)["step"]
+            found = in_turns({"step": (started["refpeft"], told)}, repeat)["step"]
             peak = in_turns({"product": (started["refpeft"], product)}, repeat)["product"]
+            job = {**told, "do": "products"}
+            products = in_turns({"products": (started["refpeft"], job)}, repeat)["products"]
         rate = 2 * 512 * 2048 * 2048 / peak["seconds"]
         count = operations(method, told["rows"], told["tokens"], told["virtual"], layers)
         seconds.append(found["seconds"])
         counts.append(count)
         memory.append(found["peak_gigabytes"])
-        shares.append(count / rate / found["seconds"])
+        alone.append(products["seconds"])
+        floors.append(count / rate / found["seconds"])
     return {
         "axis": axis, "method": method, "sizes": sizes, "seconds": seconds, "exponent": slope(sizes, seconds),
-        "theory": slope(sizes, counts), "gigabytes": memory, "shares": shares,
+        "of products": slope(sizes, alone), "of operations": slope(sizes, counts), "gigabytes": memory, "floor": floors,
+        "share of products": [part / whole for part, whole in zip(alone, seconds, strict=True)],
     }  # fmt: skip

@@ -23,8 +23,13 @@ JOBS: dict[str, dict[str, Any]] = {
     "generate prefix": {"do": "generate", "method": "prefix", "virtual": 20, "rows": 4, "tokens": 16, "new": 16},
     "logits and loss": {**_STEP, "do": "losses", "method": "prefix", "labels": "all"},
 }  # fmt: skip
-SOME = {"gpt2, gelu": ["step prefix labels=all"]}
-"""Of a GPT-2 whose activation is exact, that kernel alone is of interest."""
+EXACT = {**SHAPES["gpt2"], "activation_function": "gelu"}
+LONG = {**JOBS["step prefix labels=all"], "virtual": 100}
+MORE = [
+    ("gpt2, gelu", EXACT, "step prefix labels=all", JOBS["step prefix labels=all"], "activations.gelu"),
+    ("gpt2", SHAPES["gpt2"], "step prefix n=100", LONG, "shared_prompt.prefix_copies"),
+]
+"""Jobs in which one kernel alone is of interest."""
 
 
 def run(repeat: int) -> list[dict[str, Any]]:
@@ -33,30 +38,27 @@ def run(repeat: int) -> list[dict[str, Any]]:
 
     from refpeft import steps
 
+    told = [(shape, base, name, job, None) for shape, base in SHAPES.items() for name, job in JOBS.items()]
     rows = []
     print("| shape | job | without | times as long | times the memory |\n|---|---|---|---|---|")
-    shapes = {**SHAPES, "gpt2, gelu": {**SHAPES["gpt2"], "activation_function": "gelu"}}
     with tempfile.TemporaryDirectory() as directory:
-        for shape, options in shapes.items():
-            side = worker.Refpeft(str(make_base(options, Path(directory) / shape)), "cpu")
-            for name in SOME.get(shape, list(JOBS)):
-                job = getattr(side, JOBS[name]["do"])(JOBS[name])
-                called = _called(job, steps)
-                chosen = [kernel for kernel in called if shape in SHAPES or kernel == "activations.gelu"]
-                for without in [*([called] if shape in SHAPES else []), *([kernel] for kernel in chosen)]:
-                    others = [kernel for kernel in steps.KERNELS if kernel not in without]
-                    row = {
-                        "shape": shape,
-                        "job": name,
-                        "without": without,
-                        **_gain(job, steps, others, repeat),
-                    }
-                    rows.append(row)
-                    shown = "all of them" if without is called else without[0]
-                    print(
-                        f"| {shape} | {name} | {shown} | {row['time']:.2f} | {row['memory']:.2f} |",
-                        flush=True,
-                    )
+        made: dict[str, worker.Refpeft] = {}
+        for shape, base, name, job, alone in [*told, *MORE]:
+            if shape not in made:
+                made = {shape: worker.Refpeft(str(make_base(base, Path(directory) / shape)), "cpu")}
+            run_job = getattr(made[shape], job["do"])(job)
+            called = _called(run_job, steps)
+            for without in [[alone]] if alone else [called, *([kernel] for kernel in called)]:
+                others = [kernel for kernel in steps.KERNELS if kernel not in without]
+                row = {
+                    "shape": shape,
+                    "job": name,
+                    "without": without,
+                    **_gain(run_job, steps, others, repeat),
+                }
+                rows.append(row)
+                shown = "all of them" if without is called else without[0]
+                print(f"| {shape} | {name} | {shown} | {row['time']:.2f} | {row['memory']:.2f} |", flush=True)
     return rows
 
 
