@@ -140,7 +140,7 @@ def get_prompt(
 def prompt_before(
     parameters: Parameters, config: PromptLearningConfig, batch_size: int, base: BaseModel
 ) -> Array | tuple[KeyValue, ...]:
-    """`get_prompt` for a stack: a prefix in as many copies as `shared_prompt.prefix_copies` says.
+    """`get_prompt`, of a prefix with as many rows as `shared_prompt.prefix_copies` says: (copies, kv_heads, virtual, head_dim).
 
     Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.get_prompt`.
     """
