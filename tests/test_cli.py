@@ -295,7 +295,9 @@ def test_after_an_interrupt_nothing_more_is_looked_for() -> None:
 def test_a_signal_ends_the_port_too(tmp_path: Path, number: int) -> None:
     """And leaves nothing behind."""
     if signal.getsignal(number) is signal.SIG_IGN:
-        pytest.skip("these tests were started to ignore it, as by nohup, and so is everything that they start")
+        pytest.skip(
+            "these tests were started to ignore it, as by nohup, and so is everything that they start"
+        )
     pids, asked, temporary = tmp_path / "pids", tmp_path / "asked", tmp_path / "temporary"
     temporary.mkdir()
     port = command([["note", str(pids)], ["say", START]], q1=[["note", str(asked)]])
