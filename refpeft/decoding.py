@@ -24,8 +24,9 @@ from refpeft import language_model, masks, prompt_embedding
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.generation_config import GenerationConfig, as_generation_config
+from refpeft.shared_prompt import prompt_before
 from refpeft.steps import step, unrecorded
-from refpeft.tasks import decode, encode, get_prompt, prompt_before, text_inputs
+from refpeft.tasks import decode, encode, text_inputs
 from refpeft.transformer import stack
 from refpeft.transformer.block import KeyValue
 from refpeft.transformer.stack import Given, StackOutput
@@ -237,7 +238,7 @@ def begin_behind_encoder(
     """
     parameters, base, config = adapted
     embeds, mask = text_inputs(base, config, base.place(input_ids), base.place(attention_mask))
-    prompt = () if adapted.prefix else get_prompt(parameters, config, len(input_ids), base)
+    prompt = () if adapted.prefix else prompt_before(parameters, config, len(input_ids), base)
     encoded = encode(base, config, prompt, embeds, mask)
     rows = base.place(numpy.repeat(numpy.arange(len(input_ids)), options.num_beams))
     encoded, mask = np.take_rows(encoded, rows), None if mask is None else np.take_rows(mask, rows)

@@ -18,7 +18,8 @@ from refpeft.config import PromptLearningConfig
 from refpeft.errors import InputError
 from refpeft.generation import GenerateOutput
 from refpeft.generation_config import as_generation_config
-from refpeft.tasks import Output, extend_labels, forward, get_prompt
+from refpeft.shared_prompt import get_prompt
+from refpeft.tasks import Output, extend_labels, forward
 from refpeft.transformer.block import KeyValue
 from refpeft.transformer.weights import BaseModel
 
@@ -163,7 +164,7 @@ class PeftModel:
         return output if return_dict_in_generate else output.sequences
 
     def get_prompt(self, batch_size: int) -> Array | tuple[KeyValue, ...]:
-        """The virtual tokens as the base model gets them; see `refpeft.tasks.get_prompt`.
+        """The virtual tokens as the base model gets them; see `refpeft.shared_prompt.get_prompt`.
 
         Prompt tuning: (batch, virtual, hidden). Prefix tuning: a (key, value) for each layer, each (batch, kv_heads,
         virtual, head_dim).

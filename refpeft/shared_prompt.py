@@ -1,8 +1,8 @@
-"""A prompt before its text, through one stack; in a causal model the prompt alone first, once for the whole batch.
+"""Virtual tokens before their text; what is equal in all rows of a batch is computed once. Prompts and prefixes alike.
 
 Follows HF peft 0.21.2 `peft_model.py` (`PeftModelForCausalLM.forward`), which repeats the prompt for each row. The virtual tokens
 of a causal model see nothing of the text, so that their keys and values are the same in every row: computed once, they are a past
-for the text, as a prefix is (T27). The kernel is exact but for rounding.
+for the text, as a prefix is (T27). The kernels are exact but for rounding.
 """
 
 from __future__ import annotations
@@ -13,14 +13,55 @@ from typing import Any
 from jaxtyping import Shaped
 
 from refpeft import arrays as np
-from refpeft.arrays import Array, Float
+from refpeft import prefix_encoder, prompt_embedding
+from refpeft.arrays import Array, Float, Parameters
+from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.steps import accelerated, kernel
 from refpeft.transformer import stack
+from refpeft.transformer.block import KeyValue
 from refpeft.transformer.stack import Given, StackOutput
 from refpeft.transformer.weights import BaseModel
 
 WORTH = 1 << 14
 """From so many numbers on, of hidden states that need not be computed, a second pass through the layers pays."""
+
+
+def get_prompt(
+    parameters: Parameters, config: PromptLearningConfig, batch_size: int, base: BaseModel | None = None
+) -> Array | tuple[KeyValue, ...]:
+    """The virtual tokens as the base model gets them. `base`: whose caches may cut a prefix (PX-9).
+
+    Returns:
+        Prompt tuning: embeddings (batch, virtual, hidden); of an encoder-decoder (batch, 2 · virtual, hidden), of which only the
+        first half is used. Prefix tuning: one (key, value) for each layer, each (batch, kv_heads, virtual, head_dim).
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.get_prompt`.
+    """
+    if isinstance(config, PrefixTuningConfig):
+        windows = base.config.sliding_windows if base is not None and base.config.cuts_prefix else None
+        return prefix_encoder.forward(parameters, config, batch_size, windows or ())
+    return prompt_embedding.forward(parameters, batch_size)
+
+
+@accelerated
+def prompt_before(
+    parameters: Parameters, config: PromptLearningConfig, batch_size: int, base: BaseModel
+) -> Array | tuple[KeyValue, ...]:
+    """`get_prompt` for a stack of the base model itself: (batch, virtual, hidden), or (batch, kv_heads, virtual, head_dim) each.
+
+    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.get_prompt`.
+    """
+    return get_prompt(parameters, config, batch_size, base)
+
+
+@kernel("shared_prompt.prompt_before")
+def _one_for_all(
+    parameters: Parameters, config: PromptLearningConfig, batch_size: int, base: BaseModel
+) -> Any:
+    """One prefix is every row's (`refpeft.attention.attend`): its gradient is added up layer by layer, not kept for each row."""
+    return (
+        get_prompt(parameters, config, 1, base) if isinstance(config, PrefixTuningConfig) else NotImplemented
+    )
 
 
 @accelerated
@@ -63,18 +104,3 @@ def _prompt_once(
     behind = stack.forward(base.parameters, base.config, embeds, attention_mask, alone.past_key_values, own)
     first = np.broadcast_to(alone.hidden, (batch, *alone.hidden.shape[1:]))
     return StackOutput(np.concatenate([first, behind.hidden], axis=1), behind.past_key_values)
-
-
-@accelerated
-def prefix_copies(batch_size: int) -> int:
-    """How many equal copies of a prefix stand before a batch: one for each row.
-
-    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.get_prompt`.
-    """
-    return batch_size
-
-
-@kernel("shared_prompt.prefix_copies")
-def _one_for_all(batch_size: int) -> Any:
-    """One, which is every row's (`refpeft.attention.attend`): its gradient is added up layer by layer, not for each row."""
-    return 1

@@ -20,7 +20,7 @@ from jaxtyping import Int, Shaped
 
 from refpeft import arrays as np
 from refpeft import kernels as _kernels  # noqa: F401  (they enter themselves)
-from refpeft import language_model, masks, ops, prefix_encoder, prompt_embedding, shared_prompt
+from refpeft import language_model, masks, ops, prompt_embedding, shared_prompt
 from refpeft.arrays import Array, Float, Parameters
 from refpeft.config import PrefixTuningConfig, PromptLearningConfig
 from refpeft.errors import InputError
@@ -120,35 +120,6 @@ def shift_right(
     return np.where(shifted == ops.IGNORE_INDEX, pad_token_id, shifted)
 
 
-def get_prompt(
-    parameters: Parameters, config: PromptLearningConfig, batch_size: int, base: BaseModel | None = None
-) -> Array | tuple[KeyValue, ...]:
-    """The virtual tokens as the base model gets them. `base`: whose caches may cut a prefix (PX-9).
-
-    Returns:
-        Prompt tuning: embeddings (batch, virtual, hidden); of an encoder-decoder (batch, 2 · virtual, hidden), of which only the
-        first half is used. Prefix tuning: one (key, value) for each layer, each (batch, kv_heads, virtual, head_dim).
-
-    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.get_prompt`.
-    """
-    if isinstance(config, PrefixTuningConfig):
-        windows = base.config.sliding_windows if base is not None and base.config.cuts_prefix else None
-        return prefix_encoder.forward(parameters, config, batch_size, windows or ())
-    return prompt_embedding.forward(parameters, batch_size)
-
-
-def prompt_before(
-    parameters: Parameters, config: PromptLearningConfig, batch_size: int, base: BaseModel
-) -> Array | tuple[KeyValue, ...]:
-    """`get_prompt`, of a prefix with as many rows as `shared_prompt.prefix_copies` says: (copies, kv_heads, virtual, head_dim).
-
-    Source: HF peft 0.21.2 `peft_model.py`, `PeftModel.get_prompt`.
-    """
-    if isinstance(config, PrefixTuningConfig):
-        batch_size = shared_prompt.prefix_copies(batch_size)
-    return get_prompt(parameters, config, batch_size, base)
-
-
 def forward(
     parameters: Parameters,
     base: BaseModel,
@@ -174,7 +145,7 @@ def forward(
     rows = 0 if isinstance(config, PrefixTuningConfig) else virtual
     types = batch.token_type_ids if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else None
     types = None if types is None else extend_token_types(types, rows)
-    prompt = prompt_before(parameters, config, input_ids.shape[0], base)
+    prompt = shared_prompt.prompt_before(parameters, config, input_ids.shape[0], base)
     if isinstance(prompt, tuple):
         positions = None if config.task_type == "QUESTION_ANS" else position_ids
         batch, given = _asked(config, batch, Given(positions, types, input_ids, virtual))
@@ -204,7 +175,7 @@ def _encoder_decoder(
 ) -> Output:
     """SEQ_2_SEQ_LM."""
     embeds, mask = text_inputs(base, config, batch.input_ids, batch.attention_mask)
-    prompt = prompt_before(parameters, config, batch.input_ids.shape[0], base)
+    prompt = shared_prompt.prompt_before(parameters, config, batch.input_ids.shape[0], base)
     encoded = encode(base, config, prompt, embeds, mask)
     ids = _decoder_ids(base, config, batch)
     decoder_mask, past = batch.decoder_attention_mask, None

@@ -56,7 +56,7 @@ SUBJECTS = {
     "tasks-and-training": Subject(
         "Tasks and training",
         "What each task type makes of inputs and labels; AdamW, schedules, the loop.",
-        ("tasks", "language_model", "training_arguments", "training", "trainer"),
+        ("tasks", "shared_prompt", "language_model", "training_arguments", "training", "trainer"),
     ),
     "generation": Subject(
         "Generation",
@@ -80,7 +80,6 @@ BEHIND = {
     "threads": "parts of a batch in threads; nothing of it is seen from outside",
     "transformer.rows": "the kernel of `transformer.stack.forward`",
     "rules": "checks behind the configurations",
-    "shared_prompt": "behind `tasks.forward`",
     "safetensors_header": "reading and writing bytes",
     "sharded": "reading and writing bytes",
     "stored": "reading and writing bytes",

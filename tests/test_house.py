@@ -204,7 +204,7 @@ LONG = {
     "refpeft.peft_model": 370,  # HF's class: every method with what it takes and raises
     "refpeft.oracle.questions": 380,  # every question side by side
     "refpeft.testing.families": 420,  # how each of nineteen architectures is drawn, side by side
-    "refpeft.tasks": 440,  # the flow of all task types side by side: what they share is not told twice
+    "refpeft.tasks": 430,  # the flow of all task types side by side: what they share is not told twice
     "refpeft.transformer.config": 410,  # every choice documented under itself
     "refpeft.transformer.families": 970,  # a table: nineteen architectures, each HF's keys, defaults and names
 }

@@ -375,14 +375,14 @@ def test_a_prefix_is_one_for_all_rows(monkeypatch: pytest.MonkeyPatch, task: str
     family = {"CAUSAL_LM": "gpt2", "SEQ_2_SEQ_LM": "t5"}[task]
     model = tiny_adapter(tiny_model(family), "prefix", task)
     inputs, copies = tiny_question(model, masked=True), []
-    own = tasks.get_prompt
+    own = shared_prompt.get_prompt
 
     def get_prompt(*args: Any) -> Any:
         prompt = own(*args)
         copies.append(prompt[0][0].shape[0])
         return prompt
 
-    monkeypatch.setattr(tasks, "get_prompt", get_prompt)
+    monkeypatch.setattr(shared_prompt, "get_prompt", get_prompt)
     output = model(**inputs)
     model.value_and_grad(**inputs)
     model.generate(ids := inputs["input_ids"], numpy.ones_like(ids), max_new_tokens=1, pad_token_id=0)
@@ -476,7 +476,7 @@ def test_kernels_are_named_or_refused() -> None:
         "ops.linear",
         "ops.rms_norm",
         "shared_prompt.forward",
-        "shared_prompt.prefix_copies",
+        "shared_prompt.prompt_before",
         "token_scores.largest",
         "transformer.stack.forward",
     ]

@@ -65,7 +65,7 @@ def _rows_in_threads(
 
         return run
 
-    cuts = [[_own(np.value_of(x), rows) for x in inputs] for rows in parts]
+    cuts = [[_cut(np.value_of(x), rows) for x in inputs] for rows in parts]
     work = list(zip(map(of, parts), cuts, strict=True))
     if not traced:
         return _together(threads.each(lambda one: one[0](*one[1]), work))
@@ -84,11 +84,7 @@ def _rows_in_threads(
 
 
 def _cut(x: Any, rows: slice) -> Any:
-    return None if x is None else x[rows]
-
-
-def _own(x: Any, rows: slice) -> Any:
-    """What these rows have of an input; a past of one row is every row's."""
+    """What these rows have of an input; what is of one row is every row's."""
     return x if x is None or len(x) == 1 else x[rows]
 
 

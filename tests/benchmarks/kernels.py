@@ -27,7 +27,7 @@ EXACT = {**SHAPES["gpt2"], "activation_function": "gelu"}
 LONG = {**JOBS["step prefix labels=all"], "virtual": 100}
 MORE = [
     ("gpt2, gelu", EXACT, "step prefix labels=all", JOBS["step prefix labels=all"], "activations.gelu"),
-    ("gpt2", SHAPES["gpt2"], "step prefix n=100", LONG, "shared_prompt.prefix_copies"),
+    ("gpt2", SHAPES["gpt2"], "step prefix n=100", LONG, "shared_prompt.prompt_before"),
 ]
 """Jobs in which one kernel alone is of interest."""
 
